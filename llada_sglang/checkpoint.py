@@ -1,0 +1,255 @@
+"""What a checkpoint directory says about itself: its ids, its block size, and whether it is whole.
+
+Imports neither torch nor sglang; tokenizer files are read as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llada_sglang.errors import CheckpointError
+from llada_sglang.weights import (
+    Shape,
+    check_weight_names,
+    check_weight_shapes,
+    normalized,
+    read_header,
+)
+
+ARCHITECTURE = "LLaDA2MoeModelLM"
+MODEL_TYPE = "llada2_moe"
+MASK_TOKEN = "<|mask|>"
+
+# LLaDA2.0 and 2.1 as published.
+PUBLISHED_MASK_ID = 156895
+PUBLISHED_EOS_ID = 156892
+PUBLISHED_BLOCK_SIZE = 32
+
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf", "*.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFamily:
+    """The facts of a LLaDA2 checkpoint that decoding depends on.
+
+    path: as given. mask_id: the id that stands for a masked position. eos_ids: ids that end a
+    text, at least one. block_size: positions per block. config: the whole config.json.
+    """
+
+    path: str
+    mask_id: int
+    eos_ids: tuple[int, ...]
+    block_size: int
+    vocab_size: int
+    config: dict[str, Any] = field(repr=False)
+
+
+def is_llada2(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is ours to serve, or ours to refuse: a LLaDA of any architecture.
+
+    The host knows no other LLaDA than LLaDA2, so `read_family` refusing it hides nothing.
+    """
+    names = config.get("architectures") or ()
+    return config.get("model_type") == MODEL_TYPE or any(str(n).startswith("LLaDA") for n in names)
+
+
+def read_config(path: str | Path, *, revision: str | None = None) -> dict[str, Any]:
+    """The config.json of a local directory, or of a hub id by the ordinary hub client.
+
+    Raises CheckpointError when there is none or it is not a JSON object.
+    """
+    file = _find(path, "config.json", revision)
+    if file is None:
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has no config.json. "
+            "Give a directory holding config.json, tokenizer files and *.safetensors, or a hub id."
+        )
+    config = _read_json(file)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} must be a JSON object, got {type(config).__name__}.")
+    return config
+
+
+def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointFamily:
+    """Read the ids and the block size: from config.json, else the tokenizer, else as published.
+
+    path: a local directory or a hub id. Raises CheckpointError for what is no LLaDA2 checkpoint
+    or names an id outside of its vocabulary.
+    """
+    config = read_config(path, revision=revision)
+    if ARCHITECTURE not in (config.get("architectures") or ()):
+        raise CheckpointError(
+            f"{path} has architectures {config.get('architectures')!r}; "
+            f"llada_sglang serves {ARCHITECTURE} (LLaDA2.0 and 2.1, mini and flash)."
+        )
+    vocab_size = _integer(config, "vocab_size", low=1)
+    mask_id = config.get("mask_token_id")
+    eos = config.get("eos_token_id")
+    if mask_id is None or eos is None:
+        tokenizer = _TokenizerIds.read(path, revision)
+        if mask_id is None:
+            mask_id = tokenizer.ids.get(MASK_TOKEN, PUBLISHED_MASK_ID)
+        if eos is None:
+            eos = tokenizer.ids.get(tokenizer.eos_token or "", PUBLISHED_EOS_ID)
+    eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    if not eos_ids:
+        raise CheckpointError(f"{path}: eos_token_id in config.json must not be an empty list.")
+    for key, value in (("mask_token_id", mask_id), *(("eos_token_id", e) for e in eos_ids)):
+        if not _is_int(value) or not 0 <= value < vocab_size:
+            raise CheckpointError(
+                f"{path}: {key} must be in [0, {vocab_size}), got {value!r}. Set it in config.json."
+            )
+    if mask_id in eos_ids:
+        raise CheckpointError(f"{path}: mask_token_id and eos_token_id are both {mask_id}.")
+    block_size = PUBLISHED_BLOCK_SIZE
+    if config.get("block_size") is not None:
+        block_size = _integer(config, "block_size", low=1)
+    return CheckpointFamily(
+        path=str(path),
+        mask_id=mask_id,
+        eos_ids=eos_ids,
+        block_size=block_size,
+        vocab_size=vocab_size,
+        config=config,
+    )
+
+
+def validate(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    need_weights: bool = True,
+    need_tokenizer: bool = True,
+) -> CheckpointFamily:
+    """Check that a checkpoint can be served, reading headers only, before anything is started.
+
+    path: a local directory, whose files are all checked, or a hub id, of which only the
+    configuration is: the host downloads and loads the rest. need_weights, need_tokenizer: turn
+    off for --load-format dummy and for --skip-tokenizer-init or --tokenizer-path.
+    Raises CheckpointError: no checkpoint, another architecture, bad JSON, a truncated file, a
+    missing shard or tensor, no tokenizer.
+    """
+    family = read_family(path, revision=revision)
+    directory = Path(path)
+    if not directory.is_dir():
+        return family
+    if need_tokenizer and not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}. "
+            "Copy the files of the original checkpoint, or give --tokenizer-path."
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if need_tokenizer and (directory / name).is_file():
+            _read_json(directory / name)
+    if need_weights:
+        _check_weights(directory, family.config)
+    return family
+
+
+def _check_weights(directory: Path, config: Mapping[str, Any]) -> None:
+    files = sorted(directory.glob("*.safetensors"))
+    index = directory / _INDEX
+    listed: Any = {}
+    if index.is_file():
+        content = _read_json(index)
+        listed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(listed, dict):
+            raise CheckpointError(f"{index} has no weight_map.")
+        files = [directory / name for name in sorted(set(listed.values()))]
+    if not files:
+        if any(next(directory.glob(pattern), None) for pattern in _OTHER_WEIGHTS):
+            return  # another format: the host reads it, the model checks the names
+        raise CheckpointError(f"{directory} has no weights: no *.safetensors file.")
+    shapes: dict[str, Shape] = {}
+    held: dict[str, set[str]] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing; {_INDEX} lists it. Finish or repeat the download."
+            )
+        header = read_header(file)
+        held[file.name] = set(header)
+        shapes |= header
+    absent = [name for name, shard in listed.items() if name not in held[shard]]
+    if absent:
+        raise CheckpointError(
+            f"{directory / listed[absent[0]]} does not hold {absent[0]}, "
+            f"which {_INDEX} says it does. Download it again."
+        )
+    quantized = config.get("quantization_config") is not None
+    shapes = normalized(shapes, _integer(config, "num_experts", low=1))
+    try:
+        check_weight_names(shapes, config, quantized=quantized)
+        if not quantized:
+            check_weight_shapes(shapes, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerIds:
+    ids: dict[str, int]
+    eos_token: str | None
+
+    @classmethod
+    def read(cls, path: str | Path, revision: str | None) -> _TokenizerIds:
+        ids: dict[str, int] = {}
+        settings: dict[str, Any] = {}
+        if (file := _find(path, "tokenizer.json", revision)) is not None:
+            tokenizer = _read_json(file)
+            ids |= _added_ids(tokenizer.get("added_tokens") or ())
+        if (file := _find(path, "tokenizer_config.json", revision)) is not None:
+            settings = _read_json(file)
+            decoder = settings.get("added_tokens_decoder") or {}
+            ids |= {str(entry["content"]): int(key) for key, entry in decoder.items()}
+        eos = settings.get("eos_token")
+        return cls(ids=ids, eos_token=eos["content"] if isinstance(eos, dict) else eos)
+
+
+def _added_ids(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    return {str(entry["content"]): int(entry["id"]) for entry in entries}
+
+
+def _find(path: str | Path, name: str, revision: str | None) -> Path | None:
+    """A file of a local directory, or of a hub repository by its client and cache; else None."""
+    directory = Path(path).expanduser()
+    if directory.exists():
+        file = directory / name
+        return file if file.is_file() else None
+    if _looks_local(str(path)):
+        return None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(str(path), name, revision=revision)
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.count("/") != 1
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is not readable JSON: {error}.") from error
+
+
+def _integer(config: Mapping[str, Any], key: str, *, low: int) -> int:
+    value = config.get(key)
+    if not _is_int(value) or value < low:  # type: ignore[operator]
+        raise CheckpointError(f"{key} in config.json must be an integer >= {low}, got {value!r}.")
+    return value  # type: ignore[return-value]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Decoding policies and statistics: pure tensor code, no engine."""

@@ -1,0 +1,82 @@
+"""The only module that reads or writes the environment. Our variables begin with LLADA_SGLANG_."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from llada_sglang.errors import LaunchConfigError
+
+PREFIX = "LLADA_SGLANG_"
+OUR_MODELS = "llada_sglang.models"
+_ACTIVE = PREFIX + "ACTIVE"
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("", "0", "false", "no", "off")
+
+_set_here: dict[str, str] = {}
+"""Variables this process has set for a LLaDA2 model, with the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One field per variable a user may set: `check_integrity` is LLADA_SGLANG_CHECK_INTEGRITY.
+
+    check_integrity: verify the KV pool, the radix tree and the rows whenever the server is idle.
+    """
+
+    check_integrity: bool = False
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read our variables. Raises LaunchConfigError for an unknown one or a value not understood."""
+    given = os.environ if environ is None else environ
+    known = {PREFIX + f.name.upper(): f.name for f in fields(Settings)}
+    values: dict[str, bool] = {}
+    for name in sorted(given):
+        if not name.startswith(PREFIX) or name == _ACTIVE:
+            continue
+        if name not in known:
+            raise LaunchConfigError(
+                f"unknown environment variable {name}; known: {', '.join(sorted(known))}."
+            )
+        text = given[name].strip().lower()
+        if text not in _TRUE + _FALSE:
+            raise LaunchConfigError(f"{name} must be 0 or 1, got {given[name]!r}.")
+        values[known[name]] = text in _TRUE
+    return Settings(**values)
+
+
+def is_active() -> bool:
+    """Whether this process serves a LLaDA2 model, as its launching process has found out."""
+    return os.environ.get(_ACTIVE) == "1"
+
+
+def set_active(active: bool) -> None:
+    """Tell this process and its children whether they serve a LLaDA2 model.
+
+    The host then imports our model package alone, and its own some 200 model files only if another
+    architecture is asked for, which saves seconds of every start. For another model everything
+    that was set for a LLaDA2 one is taken back.
+    """
+    if active:
+        set_host_default(_ACTIVE, "1")
+        set_host_default("SGLANG_EXTERNAL_MODEL_PACKAGE", OUR_MODELS)
+        return
+    for name, value in _set_here.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _set_here.clear()
+
+
+def set_host_default(name: str, value: str) -> str:
+    """Set a variable for this process and its children unless the user has; return what holds."""
+    if name not in os.environ:
+        os.environ[name] = _set_here[name] = value
+    return os.environ[name]
+
+
+def selected_plugins() -> tuple[str, ...] | None:
+    """The plugin names SGLANG_PLUGINS restricts the host to, or None where all are loaded."""
+    text = os.environ.get("SGLANG_PLUGINS", "")
+    return tuple(name.strip() for name in text.split(",") if name.strip()) or None

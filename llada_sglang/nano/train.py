@@ -1,0 +1,321 @@
+"""Train nano from scratch: `python -m llada_sglang.nano.train --out DIR`.
+
+LLaDA2.0's recipe in small (report, sections 3 and 4): autoregressive first, then block diffusion
+with the block size warmed up 4, 16, 32, held, and decayed with a CAP confidence term. Seeded, and
+resumable: run the same command again and it goes on from the last state in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from llada_sglang.nano import batches, chat, evaluate, plot
+from llada_sglang.nano.batched import BatchedDecoder
+from llada_sglang.nano.export import BLOCK_SIZE, export_checkpoint, initialise, nano_config
+from llada_sglang.nano.optim import build_optimizers
+from llada_sglang.nano.tokenizer import token_id, train_tokenizer
+from llada_sglang.reference.model import LLaDA2, MoE
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of steps with one objective; block_size 0 is autoregressive.
+
+    The learning rate goes linearly from `rate[0]` to `rate[1]`, as a share of the peak.
+    """
+
+    name: str
+    steps: int
+    block_size: int
+    rows: int
+    width: int
+    rate: tuple[float, float] = (1.0, 1.0)
+    cap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the result, besides the seed."""
+
+    phases: tuple[Phase, ...]
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    fill_weight: float = 0.1
+    bias_rate: float = 1e-3
+    history_share: float = 0.1
+    weights: tuple[tuple[str, float], ...] = (
+        ("add", 3.0),
+        ("sort", 1.5),
+        ("reverse", 1.0),
+        ("count", 1.5),
+        ("table", 1.0),
+        ("json", 1.0),
+        ("repeat", 1.0),
+        ("code", 0.7),
+        ("tool", 0.7),
+        ("again", 1.0),
+    )
+
+
+RECIPE = Recipe(
+    phases=(
+        Phase("autoregressive", 900, 0, 16, 256, (1.0, 0.8)),
+        Phase("warm-up 4", 150, 4, 12, 320, (0.8, 0.8)),
+        Phase("warm-up 16", 200, 16, 12, 320, (0.8, 0.8)),
+        Phase("stable 32", 1300, 32, 12, 320, (0.8, 0.8)),
+        Phase("decay 32", 1250, 32, 12, 320, (0.8, 0.0), cap=0.3),
+    )
+)
+
+
+class Trainer:
+    """Model, optimizers and position in the recipe; `state.pt` in `out` holds all of it."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, seed: int, device: torch.device) -> None:
+        self.recipe, self.out, self.seed, self.device = recipe, out, seed, device
+        self.tokenizer = run_tokenizer(out, seed)
+        self.config = nano_config(self.tokenizer)
+        self.model = initialise(self.config, seed=seed).to(device)
+        self.optimizers = build_optimizers(
+            self.model, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr
+        )
+        self.step = 0
+        self.mask_id = token_id(self.tokenizer, chat.MASK)
+        self.fill_id = token_id(self.tokenizer, chat.END_OF_TEXT)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.recipe.phases)
+
+    def phase_at(self, step: int) -> tuple[Phase, float]:
+        """The phase a step belongs to, and how far into it the step is, in [0, 1)."""
+        for phase in self.recipe.phases:
+            if step < phase.steps:
+                return phase, step / phase.steps
+            step -= phase.steps
+        raise IndexError("step is past the last phase")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step as a share of the peak, with a warm-up of 100 steps."""
+        phase, done = self.phase_at(step)
+        share = phase.rate[0] + (phase.rate[1] - phase.rate[0]) * done
+        return share * min(1.0, (step + 1) / 100)
+
+    def batch(self, step: int, phase: Phase) -> batches.Batch:
+        """The batch of a step: a function of the seed and the step alone, so resuming is exact."""
+        rng = random.Random(f"{self.seed}/{step}")
+        stream = batches.Documents(
+            self.tokenizer, rng, dict(self.recipe.weights), self.recipe.history_share
+        )
+        if phase.block_size:
+            segments = (
+                batches.diffusion_segment(
+                    document,
+                    rng,
+                    block_size=phase.block_size,
+                    mask_id=self.mask_id,
+                    fill_id=self.fill_id,
+                    fill_weight=self.recipe.fill_weight,
+                    width=phase.width,
+                )
+                for document in stream
+            )
+        else:
+            segments = (batches.autoregressive_segment(document) for document in stream)
+        packed, count = batches.pack(segments, rows=phase.rows, width=phase.width)
+        return batches.collate(
+            packed,
+            count,
+            width=phase.width,
+            pad_id=self.fill_id,
+            block_size=phase.block_size or None,
+        ).to(self.device)
+
+    def train_step(self) -> dict[str, float]:
+        """One update; returns loss, accuracy of masked tokens, and the size of the batch."""
+        phase, _ = self.phase_at(self.step)
+        batch = self.batch(self.step, phase)
+        self.model.train()
+        select = batch.labels != batches.IGNORE
+        labels, weight = batch.labels[select], batch.weight[select]
+        logits = self.model(batch.ids, batch.positions, batch.mask, select=select, fast=True)
+        loss, right = masked_loss(logits, labels, weight, cap=phase.cap)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        share = self.rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        balance_experts(self.model, self.recipe.bias_rate * share)
+        self.step += 1
+        return {
+            "step": self.step,
+            "loss": float(loss.detach()),
+            "token_accuracy": float(right),
+            "documents": batch.documents,
+        }
+
+    def evaluate(self, per_family: int, threshold: float = 0.95) -> list[evaluate.Score]:
+        """Exact match and TPF on held-out prompts, with the weights as they are now."""
+        self.model.eval()
+        decoder = BatchedDecoder(
+            self.model, self.tokenizer, block_size=BLOCK_SIZE, threshold=threshold
+        )
+        return evaluate.evaluate(decoder, seed=self.seed + 1, per_family=per_family)
+
+    def save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+        }
+        self.tokenizer.save(str(self.out / "tokenizer.json"))
+        part = self.out / "state.pt.part"
+        torch.save(state, part)
+        part.replace(self.out / "state.pt")
+
+    def resume(self) -> bool:
+        """Go on from `state.pt` if there is one; the learning rates stay those of the recipe."""
+        path = self.out / "state.pt"
+        if not path.is_file():
+            return False
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak_lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak
+        self.step = state["step"]
+        return True
+
+
+def run_tokenizer(out: Path, seed: int) -> Tokenizer:
+    """The tokenizer of a run: the one its state was trained with, or a new one."""
+    path = out / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.is_file() else train_tokenizer(seed=seed)
+
+
+def masked_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor, *, cap: float
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross entropy, plus `cap` times the mean entropy where the argmax is right already.
+
+    logits float32 [tokens, vocab]; labels int64 and weight float32 [tokens]. Returns the loss and
+    the share of right tokens, both scalars. Source: LLaDA2.0 report, confidence-aware parallel.
+    """
+    logs = logits.log_softmax(-1)
+    right = logits.argmax(-1) == labels
+    loss = (F.nll_loss(logs, labels, reduction="none") * weight).sum() / weight.sum()
+    if cap:
+        entropy = -(logs.exp() * logs).sum(-1)
+        sure = weight * right
+        loss = loss + cap * (entropy * sure).sum() / sure.sum().clamp(min=1.0)
+    return loss, (right * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def balance_experts(model: LLaDA2, rate: float) -> None:
+    """Move each expert's bias against its load (loss-free balancing, arXiv 2408.15664)."""
+    for layer in model.model.layers:
+        if isinstance(layer.mlp, MoE) and layer.mlp.load is not None:
+            load = layer.mlp.load.float()
+            layer.mlp.gate.expert_bias += rate * (load.mean() - load).sign()
+
+
+def run(trainer: Trainer, *, save_every: int, eval_every: int, per_family: int) -> None:
+    """Train to the end of the recipe, logging to metrics.jsonl and redrawing loss.png."""
+    log = trainer.out / "metrics.jsonl"
+    started = time.monotonic()
+    bar = tqdm(total=trainer.total_steps, initial=trainer.step, mininterval=5, smoothing=0.02)
+    mean = math.nan
+    while trainer.step < trainer.total_steps:
+        phase, _ = trainer.phase_at(trainer.step)
+        metrics = trainer.train_step()
+        mean = metrics["loss"] if math.isnan(mean) else 0.98 * mean + 0.02 * metrics["loss"]
+        bar.update()
+        bar.set_postfix(phase=phase.name, loss=f"{mean:.3f}", refresh=False)
+        last = trainer.step == trainer.total_steps
+        records: list[dict[str, Any]] = []
+        if trainer.step % 10 == 0 or last:
+            seconds = round(time.monotonic() - started, 1)
+            records.append({**metrics, "phase": phase.name, "seconds": seconds})
+        if (trainer.step % eval_every == 0 and phase.block_size >= 16) or last:
+            scores = trainer.evaluate(per_family)
+            records.append({"step": trainer.step, "scores": [asdict(s) for s in scores]})
+            short = " ".join(
+                f"{s.family}={s.accuracy:.2f}/{s.tokens_per_forward:.1f}" for s in scores
+            )
+            bar.write(f"step {trainer.step}: {short}")
+        with log.open("a") as sink:
+            sink.writelines(json.dumps(record) + "\n" for record in records)
+        if trainer.step % save_every == 0 or last:
+            trainer.save()
+            plot.draw_training(log, trainer.out / "loss.png")
+    bar.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="run directory, resumed if it exists"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="torch threads on CPU; 0 keeps torch's"
+    )
+    parser.add_argument(
+        "--init-only", action="store_true", help="export untrained weights and stop"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, help="JSON of phases and numbers instead of the default"
+    )
+    parser.add_argument("--save-every", type=int, default=200, help="steps between saved states")
+    parser.add_argument("--eval-every", type=int, default=400, help="steps between evaluations")
+    parser.add_argument(
+        "--per-family", type=int, default=8, help="questions per family and evaluation"
+    )
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    recipe = RECIPE
+    if arguments.recipe is not None:
+        values = json.loads(arguments.recipe.read_text())
+        values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        recipe = Recipe(**values)
+    trainer = Trainer(
+        recipe, arguments.out, seed=arguments.seed, device=torch.device(arguments.device)
+    )
+    if not arguments.init_only:
+        trainer.out.mkdir(parents=True, exist_ok=True)
+        trainer.resume()
+        run(
+            trainer,
+            save_every=arguments.save_every,
+            eval_every=arguments.eval_every,
+            per_family=arguments.per_family,
+        )
+    target = arguments.out if arguments.init_only else arguments.out / "checkpoint"
+    export_checkpoint(trainer.model, trainer.tokenizer, trainer.config, target)
+    print(f"checkpoint written to {target}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Device detection, and the CPU platform for machines without an accelerator."""

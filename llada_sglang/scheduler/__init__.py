@@ -1,0 +1,1 @@
+"""The diffusion scheduler: every forward is a batch of block rows."""

@@ -1,0 +1,235 @@
+"""SGLang's scheduler with the diffusion path replaced by rounds of block rows."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.distributed.parallel_state import get_tp_group
+from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.observability.req_time_stats import set_time_batch
+
+from llada_sglang.config import DecodeParams
+from llada_sglang.errors import DecodeParamError
+from llada_sglang.scheduler import algorithm
+from llada_sglang.scheduler.canvas import CanvasTable
+from llada_sglang.scheduler.kv import BlockKV
+from llada_sglang.scheduler.rounds import Limits, Rounds
+from llada_sglang.scheduler.runner import BlockRunner
+from llada_sglang.scheduler.state import RequestRecord
+from llada_sglang.serving.output import DiffusionOutputStreamer
+from llada_sglang.serving.requests import RequestRules
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import PauseGenerationReqInput
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+STEPS_PER_ROUND = 4
+"""Most steps between two looks at the input queue, while nobody waits and nobody streams."""
+
+CPU_PREFILL_ROWS = 8
+"""Prefill rows beside denoise rows where a forward is bound by compute, not by memory."""
+
+
+class DiffusionScheduler(Scheduler):
+    """Runs LLaDA2 requests as block rows; every other model and algorithm as the host does.
+
+    The running requests are the reqs of `running_batch`, so that what the host does with
+    running requests (aborts, pause, load reports, idle checks, priorities) holds for ours.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rounds: Rounds | None = None
+        if self.dllm_config is not None and self.dllm_config.algorithm == algorithm.NAME:
+            self._init_rounds()
+
+    def _init_rounds(self) -> None:
+        config, runner = self.dllm_config, self.tp_worker.model_runner
+        block = config.block_size
+        if self.page_size != block:
+            raise RuntimeError(f"page size {self.page_size} must equal the block size {block}")
+        self.rules = RequestRules(
+            vocab_size=self.model_config.vocab_size,
+            defaults=DecodeParams.parse(config.algorithm_config),
+        )
+        longest = min(self.model_config.context_len, self.max_total_num_tokens) // block * block
+        running = min(config.max_running_requests, self.max_running_requests)
+        table = CanvasTable(
+            slots=running,
+            width=longest + block,
+            block=block,
+            mask_id=config.mask_id,
+            device=self.device,
+        )
+        chunk = (self.chunked_prefill_size or self.max_prefill_tokens) // block
+        row_budget = max(chunk, 2 * running)
+        self.rounds = Rounds(
+            kv=BlockKV(
+                block=block,
+                req_to_token_pool=self.req_to_token_pool,
+                allocator=self.token_to_kv_pool_allocator,
+                tree_cache=self.tree_cache,
+            ),
+            table=table,
+            runner=BlockRunner(model_runner=runner, table=table, tp_group=get_tp_group()),
+            limits=Limits(
+                max_running=running,
+                row_budget=row_budget,
+                prefill_budget=CPU_PREFILL_ROWS if self.device == "cpu" else row_budget,
+                max_position=longest,
+            ),
+            requeue=self._requeue_retracted,
+        )
+        self.running_batch = ScheduleBatch.init_new(
+            [],
+            self.req_to_token_pool,
+            self.token_to_kv_pool_allocator,
+            self.tree_cache,
+            self.model_config,
+            self.enable_overlap,
+            self.spec_algorithm,
+            dllm_config=config,
+        )
+        self.running_batch.forward_mode = ForwardMode.DLLM_EXTEND
+
+    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+        """Add the diffusion counters to every response."""
+        return DiffusionOutputStreamer
+
+    def validate_dllm_request(self, req: Req) -> str | None:
+        """Parse and check what the request asks of decoding; a string refuses it with a 400."""
+        if self.rounds is None:
+            return super().validate_dllm_request(req)
+        try:
+            req.dllm_algo_state = RequestRecord(self.rules.admit(req))
+        except DecodeParamError as error:
+            return str(error)
+        return None
+
+    def get_next_batch_to_run(
+        self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
+    ) -> NextBatchPlan:
+        """End what was aborted, admit what fits; the batch is everything that runs."""
+        rounds = self.rounds
+        if rounds is None:
+            return super().get_next_batch_to_run(running_batch, last_batch)
+        for state in [s for s in rounds.states if s.req.to_finish]:
+            state.req.update_finish_state()
+            rounds.end(state)
+        self._admit_waiting()
+        self._stream_changed()
+        running_batch.reqs = [state.req for state in rounds.states]
+        running_batch.batch_is_full = bool(self.waiting_queue)
+        return NextBatchPlan(
+            batch_to_run=running_batch if running_batch.reqs else None,
+            running_batch=running_batch,
+        )
+
+    def _admit_waiting(self) -> None:
+        assert self.rounds is not None
+        if not self.waiting_queue:
+            return
+        self.policy.calc_priority(
+            self.waiting_queue, self.running_batch, processed_tokens=self.processed_tokens_counter
+        )
+        growth = self.new_token_ratio_tracker.current
+        waiting, admitted = list(self.waiting_queue), []
+        for req in waiting:
+            if req.to_finish:
+                # Refused after it was queued; the host would run one forward for the reason.
+                req.update_finish_state()
+                self.rounds.changed[id(req)] = req
+            elif self._admit(req, growth):
+                admitted.append(req)
+            else:
+                break
+            self.waiting_queue.remove(req)
+        if admitted:
+            set_time_batch(admitted, "set_forward_entry_time")
+
+    def _admit(self, req: Req, growth: float) -> bool:
+        assert self.rounds is not None
+        if self.rounds.admit(req, req.dllm_algo_state, growth):
+            return True
+        if not self.enable_priority_preemption:
+            return False
+        lower = [s for s in self.rounds.states if self._outranks(req, s.req)]
+        for state in sorted(lower, key=lambda s: (self._rank(s.req), s.order), reverse=True):
+            self.rounds.retract(state)
+            if self.rounds.admit(req, req.dllm_algo_state, growth):
+                return True
+        return False
+
+    def _rank(self, req: Req) -> int:
+        sign = 1 if self.schedule_low_priority_values_first else -1
+        return sign * int(req.priority or 0)
+
+    def _outranks(self, req: Req, other: Req) -> bool:
+        return self._rank(other) - self._rank(req) > self.priority_scheduling_preemption_threshold
+
+    def _requeue_retracted(self, req: Req) -> None:
+        # In front, and past max_queued_requests: it was accepted already.
+        self.waiting_queue.insert(0, req)
+        req.time_stats.set_wait_queue_entry_time()
+        self.new_token_ratio_tracker.current = min(
+            1.0, self.new_token_ratio_tracker.current + self.new_token_ratio_tracker.decay * 50
+        )
+
+    def run_batch(self, batch: ScheduleBatch, pp_proxy_tensors: Any = None) -> Any:
+        """Run one round: up to STEPS_PER_ROUND steps, one where somebody waits for it to end."""
+        rounds = self.rounds
+        if rounds is None or batch is not self.running_batch:
+            return super().run_batch(batch, pp_proxy_tensors)
+        self.metrics_reporter.record_scheduler_active(time.monotonic_ns())
+        batch.forward_iter = self.forward_ct = self.forward_ct + 1
+        batch.launch_ts = time.monotonic()
+        batch.after_idle_gap, self._sched_idled = self._sched_idled, False
+        self.profiler_manager._profile_batch_predicate(batch)
+        hurry = bool(self.waiting_queue) or any(req.stream for req in batch.reqs)
+        for _ in range(1 if hurry else STEPS_PER_ROUND):
+            rounds.step()
+            if not rounds.states:
+                break
+        self.new_token_ratio_tracker.decay_step()
+        return GenerationBatchResult(can_run_cuda_graph=False)
+
+    def process_batch_result_dllm(
+        self, batch: ScheduleBatch, result: GenerationBatchResult
+    ) -> None:
+        """Send what the round made, and count it."""
+        rounds = self.rounds
+        if rounds is None:
+            super().process_batch_result_dllm(batch, result)
+            return
+        batch.reqs = [state.req for state in rounds.states]
+        self._stream_changed()
+        tally, rounds.tally = rounds.tally, type(rounds.tally)()
+        reporter = self.metrics_reporter
+        reporter.num_generated_tokens += tally.output_tokens
+        reporter.forward_ct_decode += 1
+        reporter.report_decode_stats(False, batch, num_generated_tokens=tally.output_tokens)
+
+    def _stream_changed(self) -> None:
+        assert self.rounds is not None
+        if self.rounds.changed:
+            changed = list(self.rounds.changed.values())
+            self.rounds.changed.clear()
+            self.output_streamer.stream_output(changed, False)
+
+    def _record_step_counters(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:
+        # The host would book every denoise step as a prefill.
+        if self.rounds is None:
+            super()._record_step_counters(batch, result)
+
+    def pause_generation(self, recv_req: PauseGenerationReqInput) -> None:
+        """Retract what runs before the host does, which would free KV we still count on."""
+        if self.rounds is not None and recv_req.mode == "retract":
+            for state in sorted(self.rounds.states, key=lambda s: s.order, reverse=True):
+                self.rounds.retract(state, keep=False)
+            self.running_batch.reqs = []
+        super().pause_generation(recv_req)

@@ -1,0 +1,1 @@
+"""How a LLaDA2 checkpoint is served: launch defaults, request parameters, metrics."""

@@ -1,0 +1,41 @@
+"""What a response says about its decoding, beside its text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+from llada_sglang.scheduler.state import RequestRecord
+from llada_sglang.serving.meta_info import COUNTERS
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+class DiffusionOutputStreamer(SchedulerOutputStreamer):
+    """Adds the forward counts of a request to `meta_info`.
+
+    denoise_forwards: forwards that carried a denoise row of the request; prefill_forwards:
+    forwards that carried prefill rows of it (one may be both); tokens_per_forward: output
+    tokens per denoise forward.
+    """
+
+    __slots__ = ()
+    has_additional_customized_info: ClassVar[bool] = True
+
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
+        """One list per emitted request and counter, empty for a request that never ran."""
+        info: dict[str, list] = {key: [] for key in COUNTERS}
+        for req in reqs:
+            record = req.dllm_algo_state
+            if isinstance(record, RequestRecord):
+                denoise = record.denoise_forwards
+                per_forward = len(req.output_ids_through_stop) / denoise if denoise else 0.0
+                values = (denoise, record.prefill_forwards, round(per_forward, 3))
+                for key, value in zip(COUNTERS, values, strict=True):
+                    info[key].append([value])
+            else:
+                for key in COUNTERS:
+                    info[key].append([])
+        return info

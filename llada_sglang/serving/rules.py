@@ -1,0 +1,171 @@
+"""Server flags that cannot work with a LLaDA2 checkpoint. Each is an error, never a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llada_sglang.checkpoint import CheckpointFamily
+from llada_sglang.errors import LaunchConfigError
+
+ALGORITHM = "BlockDiffusion"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A server flag and the only values it may have.
+
+    allowed: predicate on the value; expected: the allowed values in words; reason: a clause.
+    """
+
+    name: str
+    allowed: Callable[[Any], bool]
+    expected: str
+    reason: str
+
+    def check(self, config: Any) -> None:
+        """Raise LaunchConfigError where `config` holds a value that is not allowed."""
+        value = getattr(config, self.name)
+        if not self.allowed(value):
+            raise LaunchConfigError(
+                f"{flag(self.name)} must be {self.expected} for a LLaDA2 model, got {value!r}: "
+                f"{self.reason}."
+            )
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a server argument."""
+    return "--" + name.replace("_", "-")
+
+
+def _off(value: Any) -> bool:
+    return not value
+
+
+def _one(value: Any) -> bool:
+    return value in (None, 1)
+
+
+def _unset(name: str, reason: str) -> Rule:
+    return Rule(name, _off, "left off", reason)
+
+
+def _single(name: str, reason: str) -> Rule:
+    return Rule(name, _one, "1", reason)
+
+
+_KV_ONE_TIER = "committed blocks live in one KV pool and one radix tree"
+_NO_DRAFT = "a block is drafted and verified by its own denoise steps"
+_ONE_FORWARD = "a denoise step needs the whole model in one forward"
+
+RULES: tuple[Rule, ...] = (
+    _single("pp_size", _ONE_FORWARD + "; use --tp-size"),
+    _single("dcp_size", "a block row reads its whole prefix on one rank"),
+    _single("attn_cp_size", "a block row reads its whole prefix on one rank"),
+    _unset("enable_prefill_cp", "a block row reads its whole prefix on one rank"),
+    _unset("enable_dp_attention", "ranks would run different numbers of steps; use --dp-size"),
+    _unset("enable_two_batch_overlap", _ONE_FORWARD),
+    _unset("enable_single_batch_overlap", _ONE_FORWARD),
+    _unset("enable_pdmux", "prefill and denoise rows already share each forward"),
+    _unset("enable_mixed_chunk", "prefill and denoise rows already share each forward"),
+    Rule(
+        "disaggregation_mode",
+        lambda value: value == "null",
+        "null",
+        "prefill and denoise rows share one forward on one server",
+    ),
+    _unset("encoder_only", "the model has no encoder"),
+    _unset("language_only", "the model has no encoder"),
+    _unset("enable_lora", "the model's layers carry no adapters"),
+    _unset("lora_paths", "the model's layers carry no adapters"),
+    _unset("speculative_algorithm", _NO_DRAFT),
+    _unset("speculative_draft_model_path", _NO_DRAFT),
+    _unset(
+        "enable_deterministic_inference",
+        "the host aligns chunks to 4096 tokens there, rows are aligned to the block",
+    ),
+    _unset("enable_hierarchical_cache", _KV_ONE_TIER),
+    _unset("enable_lmcache", _KV_ONE_TIER),
+    _unset("enable_flexkv", _KV_ONE_TIER),
+    _unset("enable_kv_cache_sharding", _KV_ONE_TIER),
+    _unset("prefill_only_disable_kv_cache", "every denoise step reads the prefix from the KV pool"),
+    _unset("is_embedding", "the model generates text and has no pooled embedding"),
+    _unset("enable_watermark", "the host's watermark samples one token at a time"),
+    _unset("use_ray", "the plugin is handed to child processes through their environment"),
+    _single("tokenizer_worker_num", "the host loads no plugin in separate tokenizer workers"),
+    Rule(
+        "model_impl",
+        lambda value: value in ("auto", "sglang"),
+        "auto or sglang",
+        "only our model class computes block rows",
+    ),
+)
+
+
+def check_launch(config: Any, family: CheckpointFamily, algorithms: frozenset[str]) -> None:
+    """Refuse what cannot work, naming the flag, its value, what is allowed and why.
+
+    config: the host's view of the arguments as they stand. algorithms: the decoding algorithms the
+    host knows. Raises LaunchConfigError.
+    """
+    for rule in RULES:
+        rule.check(config)
+    _check_algorithm(config, algorithms)
+    _check_graphs(config)
+    _check_widths(config, family.block_size)
+
+
+def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
+    name = config.dllm_algorithm
+    if name is not None and name not in algorithms:
+        raise LaunchConfigError(
+            f"--dllm-algorithm must be one of {', '.join(sorted(algorithms))}, got {name!r}; "
+            f"the default is {ALGORITHM}."
+        )
+    if name in (None, ALGORITHM) and not config.dllm_fdfo:
+        raise LaunchConfigError(
+            f"--no-dllm-fdfo needs one of the host's own algorithms: {ALGORITHM} has no "
+            f"synchronous mode, requests join and leave at any step. Drop the flag, or add "
+            f"--dllm-algorithm LowConfidence."
+        )
+
+
+def _check_graphs(config: Any) -> None:
+    if config.dllm_algorithm not in (None, ALGORITHM):
+        return
+    for name in ("cuda_graph_backend_decode", "cuda_graph_backend_prefill"):
+        value = getattr(config, name)
+        if value not in (None, "disabled"):
+            raise LaunchConfigError(
+                f"{flag(name)} must be disabled for {ALGORITHM}, got {value!r}: the host's graphs "
+                f"hold its own forward, not block rows. Drop the flag."
+            )
+    if config.cuda_graph_config is not None:
+        raise LaunchConfigError(
+            f"--cuda-graph-config cannot be given for {ALGORITHM}: the host's graphs hold its own "
+            f"forward, not block rows. Drop the flag."
+        )
+
+
+def _check_widths(config: Any, block: int) -> None:
+    page = config.page_size
+    if page not in (None, block):
+        raise LaunchConfigError(
+            f"--page-size must be {block}, the checkpoint's block size, got {page}: a KV page "
+            f"holds one block. Drop the flag."
+        )
+    chunk = config.chunked_prefill_size
+    if chunk is not None and 0 < chunk < block:
+        raise LaunchConfigError(
+            f"--chunked-prefill-size must be at least {block}, the checkpoint's block size, or -1, "
+            f"got {chunk}: a row is one whole block."
+        )
+    pool = config.max_total_tokens
+    if pool is not None and pool < 2 * block:
+        raise LaunchConfigError(
+            f"--max-total-tokens must be at least {2 * block}, two blocks, got {pool}."
+        )
+    running = config.max_running_requests
+    if running is not None and running < 1:
+        raise LaunchConfigError(f"--max-running-requests must be at least 1, got {running}.")

@@ -1,0 +1,37 @@
+"""What the reference says to a prompt, computed once per question."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llada_sglang.checkpoint import read_family
+from llada_sglang.reference.checkpoint import load_model
+from llada_sglang.reference.decode import Decoded, decode
+
+
+class Oracle:
+    """The reference model of a checkpoint in float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.family = read_family(path)
+        self.model = load_model(path, dtype=torch.float32)
+        self._ask = cache(self._decode)
+
+    def __call__(self, prompt: list[int], **params: Any) -> Decoded:
+        """Decode a prompt; keywords as `reference.decode.decode` takes them."""
+        return self._ask(tuple(prompt), tuple(sorted(params.items())))
+
+    def _decode(self, prompt: tuple[int, ...], params: tuple[tuple[str, Any], ...]) -> Decoded:
+        with torch.inference_mode():
+            return decode(
+                self.model,
+                prompt,
+                block_size=self.family.block_size,
+                mask_id=self.family.mask_id,
+                eos_ids=self.family.eos_ids,
+                **dict(params),
+            )

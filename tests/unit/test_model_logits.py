@@ -1,0 +1,200 @@
+"""The served model, in the host's real worker, against the reference: fp32, on one process."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada_sglang.reference.checkpoint import load_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
+from checkpoints import VOCABULARY, write_llada2
+
+BLOCK = 32
+Row = tuple[int, int, Tensor]  # request, first position, token ids of the block
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llada2(tmp_path_factory.mktemp("llada2"))
+
+
+@pytest.fixture(scope="module")
+def worker(directory: Path) -> Iterator[Any]:
+    """A real tensor-parallel worker of world size one: layers, KV pool and attention backend."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.distributed import bootstrap
+    from sglang.srt.distributed.parallel_state import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+    )
+    from sglang.srt.layers.moe import initialize_moe_config
+    from sglang.srt.managers.tp_worker import TpModelWorker
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.runtime_context import (
+        SpawnRanks,
+        publish,
+        restore_context,
+        snapshot_context,
+    )
+    from sglang.srt.server_args import ServerArgs
+
+    environment, context = dict(os.environ), snapshot_context()
+    load_plugins()
+    args = ServerArgs(
+        model_path=str(directory),
+        dtype="float32",
+        max_total_tokens=16384,
+        max_running_requests=64,
+    )
+    args.resolve_once()
+    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bootstrap.init_parallel_runtime(server_args=args, device="cpu", dist_port=port)
+    bootstrap.init_layer_runtime(model_config=ModelConfig.from_server_args(args))
+    initialize_moe_config()
+    worker = TpModelWorker(server_args=args, gpu_id=0, nccl_port=port)
+    worker.alloc_memory_pool()
+    worker.init_attention_backends()
+    worker.init_cuda_graphs()
+    yield worker
+    destroy_model_parallel()
+    destroy_distributed_environment()
+    restore_context(context)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def run_rows(worker: Any, rows: Sequence[Row], *, hidden_only: bool = True) -> Tensor:
+    """Logits [rows, block, vocab] of one forward over block rows, in the order given."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+    runner = worker.model_runner
+    first = torch.tensor([start for _, start, _ in rows])
+    requests = torch.tensor([request for request, _, _ in rows])
+    position = first[:, None] + torch.arange(BLOCK)
+    table = runner.req_to_token_pool.req_to_token
+    ends = first + BLOCK
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.DLLM_EXTEND,
+        batch_size=len(rows),
+        input_ids=torch.cat([ids for _, _, ids in rows]),
+        req_pool_indices=requests,
+        seq_lens=ends,
+        seq_lens_cpu=ends,
+        seq_lens_sum=int(ends.sum()),
+        out_cache_loc=table[requests[:, None], position].flatten().long(),
+        positions=position.flatten(),
+        extend_num_tokens=len(rows) * BLOCK,
+        extend_seq_lens=torch.full_like(first, BLOCK).int(),
+        extend_prefix_lens=first.int(),
+        extend_start_loc=(torch.arange(len(rows)) * BLOCK).int(),
+        extend_prefix_lens_cpu=first.tolist(),
+        extend_seq_lens_cpu=[BLOCK] * len(rows),
+        extend_logprob_start_lens_cpu=[BLOCK] * len(rows),
+        global_num_token_non_padded_cpu=len(rows) * BLOCK,
+        model_specific_states={"hidden_only": hidden_only},
+    )
+    output = runner.forward(batch).logits_output
+    if hidden_only:
+        assert output.next_token_logits is None
+        logits = runner.model.block_logits(output.hidden_states)
+    else:
+        logits = output.full_logits
+    return logits.view(len(rows), BLOCK, -1)
+
+
+def lay_out(worker: Any, requests: int, blocks: int, seed: int) -> None:
+    """Give each request random pages of the pool, as a radix cache would."""
+    table = worker.model_runner.req_to_token_pool.req_to_token
+    pages = torch.randperm(300, generator=torch.Generator().manual_seed(seed)) + 1
+    slots = pages[: requests * blocks, None] * BLOCK + torch.arange(BLOCK)
+    table[:requests, : blocks * BLOCK] = slots.view(requests, -1).to(table.dtype)
+
+
+def sequence(blocks: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (blocks * BLOCK,), generator=generator)
+
+
+def rows_of(request: int, ids: Tensor) -> list[Row]:
+    return [(request, i * BLOCK, block) for i, block in enumerate(ids.split(BLOCK))]
+
+
+@pytest.fixture(scope="module")
+def reference(directory: Path) -> Any:
+    return load_model(directory)
+
+
+@pytest.mark.parametrize("order", ["ascending", "shuffled"])
+def test_blocks_of_mixed_requests_in_one_forward_equal_the_reference(
+    worker: Any, reference: Any, order: str
+) -> None:
+    lay_out(worker, requests=3, blocks=20, seed=1)
+    sequences = [sequence(blocks, seed=blocks) for blocks in (1, 3, 20)]
+    rows = [row for request, ids in enumerate(sequences) for row in rows_of(request, ids)]
+    if order == "shuffled":
+        random.Random(0).shuffle(rows)
+    got = run_rows(worker, rows)
+    for logits, (request, start, _) in zip(got, rows, strict=True):
+        expected = reference.block_causal_logits(sequences[request], BLOCK)
+        torch.testing.assert_close(logits, expected[start : start + BLOCK], rtol=1e-4, atol=1e-4)
+
+
+def test_a_commit_row_rides_with_the_next_denoise_row(worker: Any, reference: Any) -> None:
+    """The denoise row sees the K/V its own forward writes for the block before it."""
+    lay_out(worker, requests=1, blocks=6, seed=4)
+    ids = sequence(6, seed=11)
+    rows = rows_of(0, ids)
+    stale = [(0, 4 * BLOCK, torch.zeros(BLOCK, dtype=torch.int64))]
+    run_rows(worker, rows[:4] + stale)
+    got = run_rows(worker, rows[4:])
+    expected = reference.block_causal_logits(ids, BLOCK)[4 * BLOCK :].view(2, BLOCK, -1)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hosts_own_algorithms_still_get_full_logits(worker: Any, reference: Any) -> None:
+    lay_out(worker, requests=1, blocks=2, seed=5)
+    ids = sequence(2, seed=12)
+    got = run_rows(worker, rows_of(0, ids), hidden_only=False)
+    expected = reference.block_causal_logits(ids, BLOCK).view(2, BLOCK, -1)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_vocabulary_shard_of_a_single_rank_is_the_whole(worker: Any) -> None:
+    model = worker.model_runner.model
+    assert model.vocab_shard_range() == (0, VOCABULARY)
+    hidden = torch.randn(3, model.config.hidden_size)
+    assert model.block_logits(hidden).shape == (3, VOCABULARY)
+    assert model.block_logits(hidden.bfloat16()).dtype == torch.float32
+
+
+def test_nothing_is_compiled_on_the_way(worker: Any) -> None:
+    """A compile at the first request takes many seconds on a CPU."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    lay_out(worker, requests=1, blocks=1, seed=6)
+    run_rows(worker, rows_of(0, sequence(1, seed=13)))
+    assert not torch._dynamo.utils.counters["frames"]
+
+
+def test_partial_weight_updates_are_taken_and_unknown_names_are_not(worker: Any) -> None:
+    from llada_sglang.errors import CheckpointError
+
+    model = worker.model_runner.model
+    name = "model.norm.weight"
+    model.load_weights([(name, model.model.norm.weight.data.clone())])
+    with pytest.raises(CheckpointError, match=r"1 unknown \(model\.layers\.0\.surprise\.weight\)"):
+        model.load_weights([("model.layers.0.surprise.weight", torch.zeros(1))])
