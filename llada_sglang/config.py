@@ -57,6 +57,10 @@ class DecodeParams:
         base = defaults if defaults is not None else cls()
         if not given:
             return base
+        if not isinstance(given, Mapping):
+            raise DecodeParamError(
+                f"custom_params must be a mapping of parameter names to values, got {given!r}."
+            )
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(given) - known)
         if unknown:
@@ -65,6 +69,14 @@ class DecodeParams:
                 f"known: {', '.join(sorted(known))}."
             )
         return replace(base, **dict(given))
+
+    @classmethod
+    def server_defaults(cls, given: Mapping[str, Any]) -> DecodeParams:
+        """The server's own defaults, from the mapping in `--dllm-algorithm-config`.
+
+        `block_size` is the host's key in that file and no parameter of ours.
+        """
+        return cls.parse({key: value for key, value in given.items() if key != "block_size"})
 
     def schedule(self, block_size: int, max_new_tokens: int) -> tuple[int, ...]:
         """Return n_s, the least number of positions to unmask at each step of a block.
@@ -83,9 +95,7 @@ class DecodeParams:
         return asdict(self)
 
 
-_DEFAULTS = {
-    f.name: f.default for f in fields(DecodeParams)
-}
+_DEFAULTS = {f.name: f.default for f in fields(DecodeParams)}
 
 
 def _check(ok: bool, key: str, value: object, allowed: str) -> None:

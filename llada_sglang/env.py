@@ -20,11 +20,13 @@ _set_here: dict[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One field per variable a user may set: `check_integrity` is LLADA_SGLANG_CHECK_INTEGRITY.
+    """One field per variable: `check_integrity` is LLADA_SGLANG_CHECK_INTEGRITY.
 
+    active: set by a launching process for its children (`set_active`), not meant to be set by hand.
     check_integrity: verify the KV pool, the radix tree and the rows whenever the server is idle.
     """
 
+    active: bool = False
     check_integrity: bool = False
 
 
@@ -34,7 +36,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     known = {PREFIX + f.name.upper(): f.name for f in fields(Settings)}
     values: dict[str, bool] = {}
     for name in sorted(given):
-        if not name.startswith(PREFIX) or name == _ACTIVE:
+        if not name.startswith(PREFIX):
             continue
         if name not in known:
             raise LaunchConfigError(
@@ -80,3 +82,13 @@ def selected_plugins() -> tuple[str, ...] | None:
     """The plugin names SGLANG_PLUGINS restricts the host to, or None where all are loaded."""
     text = os.environ.get("SGLANG_PLUGINS", "")
     return tuple(name.strip() for name in text.split(",") if name.strip()) or None
+
+
+def selected_platform() -> str | None:
+    """The platform plugin SGLANG_PLATFORM names; the packages of all others are then left out."""
+    return os.environ.get("SGLANG_PLATFORM") or None
+
+
+def no_color() -> bool:
+    """Whether the user asks every program for plain output (no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))

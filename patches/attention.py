@@ -30,8 +30,9 @@ PATCHES = (
     ),
     Patch(
         target="sglang.srt.arg_groups.choices:ATTENTION_BACKEND_CHOICES",
-        kind=Kind.USE,
-        why="read, so that our name is added once",
+        kind=Kind.EXTEND,
+        why="a user may name the backend on the command line",
+        how="`block_row_torch` becomes a valid --attention-backend",
         fingerprints={
             "0.5.23": "sha256:2e2c557d5c305ec217bc3fe9991d5742617847fc336ea51746b44cb0c327eab7",
         },
@@ -39,7 +40,7 @@ PATCHES = (
     Patch(
         target="sglang.srt.server_args:add_attention_backend_choices",
         kind=Kind.USE,
-        why="makes our name valid for --attention-backend",
+        why="the host's way to add a name to that list",
         fingerprints={
             "0.5.23": "sha256:6be2ecc9792b852fffb9cd57d8cf7566dd9b06148f6091ba4489dc0e8d1d2b82",
         },

@@ -96,11 +96,11 @@ PATCHES = (
         },
     ),
     Patch(
-        target="sglang.srt.runtime_context:get_server_args",
+        target="sglang.srt.runtime_context:get_device",
         kind=Kind.USE,
         why="tells the model class its device",
         fingerprints={
-            "0.5.23": "sha256:75e4166d07b4144fd6bbe57a43ab21358db4d1e185d733d285e7e4a45ec0551a",
+            "0.5.23": "sha256:5e0a9f1b2db8ee527515fa35e8822435acd1e6e9fe07b04acbc6c876d231aa25",
         },
     ),
 )

@@ -171,4 +171,12 @@ PATCHES = (
             "0.5.23": "sha256:50f914beec732ff7521851d9efa8cb97d59ec742bde8a2e25acef059c1cec679",
         },
     ),
+    Patch(
+        target="sglang.srt.sampling.sampling_params:TOP_K_ALL",
+        kind=Kind.USE,
+        why="tells that a request asked for no top_k",
+        fingerprints={
+            "0.5.23": "sha256:22560e8a17fe57e79a71f4be120e2ca9ac409cd95bb1ac6d5d9f4bbf17fafdfb",
+        },
+    ),
 )

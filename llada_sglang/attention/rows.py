@@ -7,49 +7,45 @@ what every row wrote in this layer. Cost: q_len x kv_len per row.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Neighbouring rows of one request are attended together, up to this many queries: they share
-# one gather of their prefix, and one operator call.
-_QUERIES_PER_SPAN = 256
-# Spans are batched while padding adds no more than this part, or this many positions ...
-_PADDING_RATIO = 1.25
+# Requests are batched while padding adds no more than this part, or this many positions, ...
+_PADDING_RATIO = 1.05
 _PADDING_FREE = 256
 # ... and while their keys stay this few positions, which bounds the temporary memory.
 _POSITIONS_PER_GROUP = 32768
 
 
 @dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Spans that one call attends: [spans] x [rows per span x q_len] queries.
+class RowCall:
+    """One row of each request of a group: one operator call.
 
-    tokens: int64 [spans * rows * q_len], indices into the forward's tokens; None for all in order.
-    pages: int64 [spans, pages], padded with a span's last page.
-    visible: bool [spans, 1, queries, positions] or, where all queries of a span see the same,
-    [spans, 1, 1, positions]; None where nothing is padded.
+    tokens: where their queries are among the forward's tokens, a slice for a single request,
+    else int64 [requests * q_len]. kv_len: the longest of the rows.
+    visible: bool [requests, 1, 1, kv_len], or None where all rows are as long.
     """
 
-    spans: int
-    tokens: Tensor | None
-    pages: Tensor
+    tokens: slice | Tensor
+    kv_len: int
     visible: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    request: int
-    rows: tuple[int, ...]
-    kv_lens: tuple[int, ...]
+class RequestGroup:
+    """Requests of similar length whose keys and values are gathered once, for all their rows.
 
-    @property
-    def kv_len(self) -> int:
-        return self.kv_lens[-1]
+    pages: int64 [requests, pages], padded with a request's own last page, so that padding never
+    reads what may not be finite.
+    """
+
+    pages: Tensor
+    calls: tuple[RowCall, ...]
 
 
 def plan_rows(
@@ -58,21 +54,42 @@ def plan_rows(
     q_lens: Sequence[int],
     req_to_token: Tensor,
     page_size: int,
-) -> tuple[RowGroup, ...]:
+) -> tuple[RequestGroup, ...]:
     """Decide which rows are attended together; done once per forward, used by every layer.
 
     requests, kv_lens, q_lens: one entry per row, in the order of the forward's tokens; requests
     are rows of `req_to_token`, the integer [requests, positions] table of cache slots. kv_lens
-    and every page's slots must be whole, aligned pages of page_size.
+    and the slots of every page must be whole, aligned pages of page_size.
     """
     starts = [0]
     for q_len in q_lens:
         starts.append(starts[-1] + q_len)
-    groups: list[RowGroup] = []
-    for q_len in sorted(set(q_lens)):
-        rows = [row for row, length in enumerate(q_lens) if length == q_len and q_len > 0]
-        for spans in _batches(_spans(rows, requests, kv_lens, q_len)):
-            groups.append(_group(spans, q_len, starts, req_to_token, page_size))
+    rows_of: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, key in enumerate(zip(requests, q_lens, strict=True)):
+        rows_of[key].append(row)
+    for rows in rows_of.values():
+        rows.sort(key=kv_lens.__getitem__)
+
+    # Only requests with as many rows of the same width can share calls.
+    alike: defaultdict[tuple[int, int], list[list[int]]] = defaultdict(list)
+    for (_, q_len), rows in rows_of.items():
+        if q_len:
+            alike[q_len, len(rows)].append(rows)
+
+    groups = []
+    for (q_len, _), members in alike.items():
+        for batch in _batches(members, kv_lens):
+            pages = _page_table(
+                [requests[rows[0]] for rows in batch],
+                [kv_lens[rows[-1]] for rows in batch],
+                req_to_token,
+                page_size,
+            )
+            calls = tuple(
+                _call(rank, kv_lens, starts, q_len, req_to_token.device)
+                for rank in zip(*batch, strict=True)
+            )
+            groups.append(RequestGroup(pages, calls))
     return tuple(groups)
 
 
@@ -80,7 +97,7 @@ def attend(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    groups: Sequence[RowGroup],
+    groups: Sequence[RequestGroup],
     page_size: int,
     scaling: float,
 ) -> Tensor:
@@ -89,96 +106,83 @@ def attend(
     query: [tokens, query heads, dim]; keys, values: the layer's cache, [slots, kv heads, dim],
     slots a multiple of page_size. Returns [tokens, query heads, value dim].
     """
-    kv_heads, dim = keys.shape[1:]
+    kv_heads = keys.shape[1]
     fold = query.shape[1] // kv_heads
     out = query.new_empty(query.shape[0], query.shape[1], values.shape[2])
     for group in groups:
-        n = group.spans
-        q = query if group.tokens is None else query[group.tokens]
-        # The query heads of a kv head become further queries of it: no copies of K and V.
-        q = q.view(n, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
-        q = q.reshape(n, kv_heads, -1, dim)
-        visible = group.visible
-        if visible is not None and visible.shape[2] > 1:
-            visible = visible.repeat(1, 1, fold, 1)
-        k = _gather(keys, group.pages, page_size).to(q.dtype)
-        v = _gather(values, group.pages, page_size).to(q.dtype)
-        o = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scaling)
-        o = o.view(n, kv_heads, fold, -1, o.shape[-1]).permute(0, 3, 1, 2, 4)
-        if group.tokens is None:
-            return o.reshape(out.shape)
-        out[group.tokens] = o.reshape(-1, *out.shape[1:])
+        n = group.pages.shape[0]
+        k = _gather(keys, group.pages, page_size).to(query.dtype)
+        v = _gather(values, group.pages, page_size).to(query.dtype)
+        for call in group.calls:
+            # The query heads of a kv head become further queries of it: no copies of K and V.
+            q = query[call.tokens].view(n, -1, kv_heads, fold, query.shape[2])
+            q = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
+            o = scaled_dot_product_attention(
+                q,
+                k[:, :, : call.kv_len],
+                v[:, :, : call.kv_len],
+                attn_mask=call.visible,
+                scale=scaling,
+            )
+            o = o.unflatten(2, (fold, -1)).permute(0, 3, 1, 2, 4)
+            out[call.tokens] = o.reshape(-1, *out.shape[1:])
     return out
 
 
 def _gather(cache: Tensor, pages: Tensor, page_size: int) -> Tensor:
-    """[slots, heads, dim] -> [spans, heads, positions, dim]"""
+    """[slots, heads, dim] -> [requests, heads, positions, dim]"""
     paged = cache.view(-1, page_size, *cache.shape[1:])
     return paged[pages].flatten(1, 2).transpose(1, 2)
 
 
-def _spans(
-    rows: Sequence[int], requests: Sequence[int], kv_lens: Sequence[int], q_len: int
-) -> list[_Span]:
-    most_rows = max(1, _QUERIES_PER_SPAN // q_len)
-    ordered = sorted(rows, key=lambda row: (requests[row], kv_lens[row]))
-    spans: list[list[int]] = []
-    for row in ordered:
-        if spans:
-            last = spans[-1]
-            near = kv_lens[row] - kv_lens[last[0]] < most_rows * q_len
-            if requests[row] == requests[last[0]] and near and len(last) < most_rows:
-                last.append(row)
-                continue
-        spans.append([row])
-    return [
-        _Span(requests[span[0]], tuple(span), tuple(kv_lens[row] for row in span)) for span in spans
-    ]
-
-
-def _batches(spans: list[_Span]) -> list[list[_Span]]:
-    """Group spans of equal row count and similar kv_len."""
-    batches: list[list[_Span]] = []
+def _batches(members: list[list[int]], kv_lens: Sequence[int]) -> list[list[list[int]]]:
+    """Split requests, each the list of its rows, into batches of similar length."""
+    batches: list[list[list[int]]] = []
     held = 0
-    for span in sorted(spans, key=lambda s: (len(s.rows), s.kv_len)):
+    for rows in sorted(members, key=lambda rows: kv_lens[rows[-1]]):
+        kv_len = kv_lens[rows[-1]]
         if batches:
-            batch = batches[-1]
-            padded = span.kv_len * (len(batch) + 1)
-            held += span.kv_len
-            if (
-                len(span.rows) == len(batch[0].rows)
-                and padded <= max(held * _PADDING_RATIO, held + _PADDING_FREE)
-                and padded <= _POSITIONS_PER_GROUP
-            ):
-                batch.append(span)
+            held += kv_len
+            padded = kv_len * (len(batches[-1]) + 1)
+            allowed = max(held * _PADDING_RATIO, held + _PADDING_FREE)
+            if padded <= min(allowed, _POSITIONS_PER_GROUP):
+                batches[-1].append(rows)
                 continue
-        batches.append([span])
-        held = span.kv_len
+        batches.append([rows])
+        held = kv_len
     return batches
 
 
-def _group(
-    spans: list[_Span], q_len: int, starts: list[int], req_to_token: Tensor, page_size: int
-) -> RowGroup:
-    device = req_to_token.device
-    spans = sorted(spans, key=lambda span: span.rows[0])
-    rows = [row for span in spans for row in span.rows]
-    counts = torch.tensor([span.kv_len // page_size for span in spans], device=device)
-    column = torch.arange(int(counts.max()), device=device).expand(len(spans), -1)
-    column = torch.minimum(column, counts.unsqueeze(1) - 1) * page_size
-    requests = torch.tensor([span.request for span in spans], device=device)
-    pages = req_to_token[requests.unsqueeze(1), column].long() // page_size
+def _page_table(
+    requests: list[int], kv_lens: list[int], req_to_token: Tensor, page_size: int
+) -> Tensor:
+    """int64 [requests, pages of the longest]"""
+    if len(requests) == 1:
+        slots = req_to_token[requests[0], : kv_lens[0] : page_size].unsqueeze(0)
+    else:
+        device = req_to_token.device
+        last = torch.tensor(kv_lens, device=device).unsqueeze(1) - page_size
+        first = torch.arange(0, max(kv_lens), page_size, device=device)
+        rows = torch.tensor(requests, device=device).unsqueeze(1)
+        slots = req_to_token[rows, torch.minimum(first, last)]
+    return slots.long() // page_size
 
-    kv_lens = torch.tensor([span.kv_lens for span in spans], device=device)
+
+def _call(
+    rows: Sequence[int],
+    kv_lens: Sequence[int],
+    starts: Sequence[int],
+    q_len: int,
+    device: torch.device,
+) -> RowCall:
+    lengths = [kv_lens[row] for row in rows]
+    longest = max(lengths)
+    if len(rows) == 1:
+        return RowCall(slice(starts[rows[0]], starts[rows[0]] + q_len), longest, None)
+    first = torch.tensor([starts[row] for row in rows], device=device)
+    tokens = (first.unsqueeze(1) + torch.arange(q_len, device=device)).flatten()
     visible = None
-    longest = int(kv_lens.max())
-    if int(kv_lens.min()) < longest:
-        per_query = kv_lens if kv_lens.shape[1] == 1 else kv_lens.repeat_interleave(q_len, 1)
-        visible = torch.arange(longest, device=device) < per_query[:, None, :, None]
-
-    contiguous = all(b == a + 1 for a, b in pairwise(rows))
-    tokens = None
-    if not (contiguous and rows[0] == 0 and (len(rows) + 1) == len(starts)):
-        first = torch.tensor([starts[row] for row in rows], device=device)
-        tokens = (first.unsqueeze(1) + torch.arange(q_len, device=device)).flatten()
-    return RowGroup(spans=len(spans), tokens=tokens, pages=pages, visible=visible)
+    if min(lengths) < longest:
+        seen = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        visible = seen[:, None, None, :]
+    return RowCall(tokens, longest, visible)

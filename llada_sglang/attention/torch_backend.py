@@ -10,7 +10,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
-from llada_sglang.attention.rows import RowGroup, attend, plan_rows
+from llada_sglang.attention.rows import RequestGroup, attend, plan_rows
 
 
 class BlockRowTorchBackend(TorchNativeAttnBackend):  # type: ignore[misc]
@@ -24,7 +24,7 @@ class BlockRowTorchBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         super().__init__(model_runner)
         self._page_size = int(model_runner.page_size)
         self._unit = 1
-        self._groups: tuple[RowGroup, ...] = ()
+        self._groups: tuple[RequestGroup, ...] = ()
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)

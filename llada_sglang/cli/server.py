@@ -186,7 +186,7 @@ def _wait_ready(server: Server, progress: Progress) -> None:
                 f"the server was not ready after {START_SECONDS} s.\n{tail(server.log_path)}"
             )
         progress.stage(_stage(server.log_path))
-        time.sleep(0.25)
+        time.sleep(0.5)
 
 
 def _stage(log_path: Path) -> str:

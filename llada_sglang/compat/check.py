@@ -46,11 +46,12 @@ class HostReport:
         first = self.problems[0]
         others = len(self.problems) - 1
         more = f" ({others} more; `llada-sglang doctor` lists them)" if others else ""
+        wanted = f"{HOST}=={self.tested[-1]}" if self.tested else HOST
         return (
             f"SGLang {self.installed} is installed; llada_sglang was tested with {tested}. "
             f"{first.target}: {first.reason}{more}. LLaDA2 models are not served on an unknown "
             f"host, other models are left alone. Install a tested version: "
-            f'pip install --force-reinstall "sglang=={self.tested[-1] if self.tested else "0.5.23"}".'
+            f'pip install --force-reinstall "{wanted}".'
         )
 
 

@@ -29,7 +29,7 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
     """The host's model with the head split off the body, strict loading, and right CPU experts.
 
     A forward whose batch carries `model_specific_states={HIDDEN_ONLY: True}` returns the hidden
-    states [tokens, hidden] alone; `block_logits` then runs the head on the few rows that need it.
+    states [tokens, hidden] alone; `head_logits` then runs the head on the few rows that need it.
     Any other forward returns what the host's own diffusion algorithms expect.
     """
 
@@ -50,15 +50,20 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
         return LogitsProcessorOutput(next_token_logits=None, hidden_states=hidden)
 
     @torch.no_grad()
-    def block_logits(self, hidden: Tensor) -> Tensor:
-        """Logits of some rows over this rank's part of the vocabulary.
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of some rows over this rank's part of the vocabulary, as the head computes them.
 
-        hidden: [rows, hidden], outputs of `self.model`. Returns float32 [rows, end - start]
-        with (start, end) = `vocab_shard_range()`; no communication, no padding columns.
+        hidden: [rows, hidden], outputs of `self.model`. Returns [rows, end - start] with
+        (start, end) = `vocab_shard_range()`, in the dtype of the head (float32 under the host's
+        --enable-fp32-lm-head); no communication. A view where the head has padding columns.
         """
         start, end = self.vocab_shard_range()
         logits = self.logits_processor._compute_lm_head(hidden, self.lm_head)
-        return cast(Tensor, logits)[:, : end - start].float()
+        return cast(Tensor, logits)[:, : end - start]
+
+    def block_logits(self, hidden: Tensor) -> Tensor:
+        """`head_logits` in float32."""
+        return self.head_logits(hidden).float()
 
     def vocab_shard_range(self) -> tuple[int, int]:
         """Token ids [start, end) this tensor-parallel rank has logits for, padding excluded."""

@@ -55,28 +55,29 @@ class Recipe:
     adam_lr: float = 3e-3
     fill_weight: float = 0.1
     bias_rate: float = 1e-3
-    history_share: float = 0.1
+    history_share: float = 0.06
     weights: tuple[tuple[str, float], ...] = (
-        ("add", 3.0),
-        ("sort", 1.5),
-        ("reverse", 1.0),
-        ("count", 1.5),
-        ("table", 1.0),
-        ("json", 1.0),
-        ("repeat", 1.0),
-        ("code", 0.7),
-        ("tool", 0.7),
-        ("again", 1.0),
+        ("add", 3.5),
+        ("sort", 2.0),
+        ("reverse", 0.8),
+        ("count", 1.6),
+        ("table", 0.8),
+        ("json", 0.6),
+        ("repeat", 1.3),
+        ("code", 0.3),
+        ("tool", 1.0),
+        ("again", 1.8),
     )
 
 
 RECIPE = Recipe(
     phases=(
-        Phase("autoregressive", 900, 0, 16, 256, (1.0, 0.8)),
-        Phase("warm-up 4", 150, 4, 12, 320, (0.8, 0.8)),
-        Phase("warm-up 16", 200, 16, 12, 320, (0.8, 0.8)),
-        Phase("stable 32", 1300, 32, 12, 320, (0.8, 0.8)),
-        Phase("decay 32", 1250, 32, 12, 320, (0.8, 0.0), cap=0.3),
+        Phase("autoregressive", 600, 0, 16, 256, (1.0, 0.8)),
+        Phase("warm-up 4", 120, 4, 12, 320, (0.8, 0.8)),
+        Phase("warm-up 16", 180, 16, 12, 320, (0.8, 0.8)),
+        Phase("stable 32", 1000, 32, 12, 320, (0.8, 0.8)),
+        Phase("decay 32", 1100, 32, 12, 320, (0.8, 0.4)),
+        Phase("decay 32, CAP", 900, 32, 12, 320, (0.4, 0.0), cap=0.3),
     )
 )
 

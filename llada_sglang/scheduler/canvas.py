@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llada_sglang.scheduler.state import MASKED
 
@@ -86,6 +85,4 @@ class CanvasTable:
             self.stop_ids = torch.nn.functional.pad(self.stop_ids, (0, missing), value=-1)
         self.stop_ids[slot] = -1
         if stop_ids:
-            self.stop_ids[slot, : len(stop_ids)] = torch.tensor(
-                list(stop_ids), device=self.device
-            )
+            self.stop_ids[slot, : len(stop_ids)] = torch.tensor(list(stop_ids), device=self.device)

@@ -28,12 +28,12 @@ class Plannable(Protocol):
 class RowSpan(NamedTuple):
     """The rows of one request in one forward.
 
-    index: place of the request in the planner's input. start: position of the first final
+    request: place of the request in the planner's input. start: position of the first final
     block to persist. final_blocks: how many consecutive final blocks (commit or prefill rows).
     denoise: whether the active block at the request's front is a row too.
     """
 
-    index: int
+    request: int
     start: int
     final_blocks: int
     denoise: bool

@@ -38,13 +38,21 @@ class Limits:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts since the last reading, for metrics."""
+    """Counts since the last reading, for metrics.
+
+    A forward counts for every kind it carries rows of. rows_per_forward: one entry per forward.
+    ended_tokens_per_forward: one entry per ended request that denoised.
+    """
 
     forwards: int = 0
     prefill_rows: int = 0
     commit_rows: int = 0
     denoise_rows: int = 0
+    prefill_forwards: int = 0
+    commit_forwards: int = 0
     denoise_forwards: int = 0
+    rows_per_forward: list[int] = field(default_factory=list)
+    ended_tokens_per_forward: list[float] = field(default_factory=list)
     output_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -149,6 +157,9 @@ class Rounds:
         self.kv.close_row(state)
         self.table.release(state.slot)
         self.states.remove(state)
+        if denoised := state.record.denoise_forwards:
+            tokens = len(state.req.output_ids_through_stop)
+            self.tally.ended_tokens_per_forward.append(tokens / denoised)
         state.req.time_stats.set_completion_time()
         self.changed[id(state.req)] = state.req
 
@@ -193,8 +204,10 @@ class Rounds:
     def _advance(self, spans: list[RowSpan], result: StepResult | None) -> None:
         block, tally = self.block, self.tally
         tally.forwards += 1
+        tally.rows_per_forward.append(sum(span.rows for span in spans))
+        prefills, commits = tally.prefill_rows, tally.commit_rows
         row = 0
-        for span, state in [(span, self.states[span.index]) for span in spans]:
+        for span, state in [(span, self.states[span.request]) for span in spans]:
             prefill = max(0, min(span.final_blocks, (state.prompt_front - span.start) // block))
             tally.prefill_rows += prefill
             tally.commit_rows += span.final_blocks - prefill
@@ -214,6 +227,8 @@ class Rounds:
                     self._emit(state)
                 row += 1
         tally.denoise_forwards += row > 0
+        tally.prefill_forwards += tally.prefill_rows > prefills
+        tally.commit_forwards += tally.commit_rows > commits
 
     def _emit(self, state: BlockState) -> None:
         """Hand out a settled block's text; end the request or roll on to the next block."""

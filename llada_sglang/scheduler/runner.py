@@ -11,8 +11,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from torch import Tensor
 
 from llada_sglang.decoding.finish import settled_rows
-from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
+from llada_sglang.decoding.statistics import ShardStatistics, combine_shards
 from llada_sglang.decoding.threshold import unmask_confident
+from llada_sglang.kernels import vocab_statistics
 from llada_sglang.scheduler.state import MASKED
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class BlockRunner:
         starts: list[int] = []
         active: list[BlockState] = []
         for span in spans:
-            state = states[span.index]
+            state = states[span.request]
             count = span.final_blocks
             slots += [state.slot] * count
             pages += [state.req.kv.req_pool_idx] * count
@@ -160,8 +161,8 @@ class BlockRunner:
         start, end = self.model.vocab_shard_range()
         chunk = max(1, HEAD_BYTES // (4 * (end - start)))
         parts = [
-            shard_statistics(
-                self.model.block_logits(hidden[rows]),
+            vocab_statistics(
+                self.model.head_logits(hidden[rows]),
                 vocab_start=start,
                 mask_id=self.table.mask_id,
             )

@@ -20,6 +20,7 @@ from llada_sglang.scheduler.kv import BlockKV
 from llada_sglang.scheduler.rounds import Limits, Rounds
 from llada_sglang.scheduler.runner import BlockRunner
 from llada_sglang.scheduler.state import RequestRecord
+from llada_sglang.serving.metrics import DiffusionReporter
 from llada_sglang.serving.output import DiffusionOutputStreamer
 from llada_sglang.serving.requests import RequestRules
 
@@ -45,8 +46,24 @@ class DiffusionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rounds: Rounds | None = None
-        if self.dllm_config is not None and self.dllm_config.algorithm == algorithm.NAME:
+        if self._runs_rounds:
             self._init_rounds()
+
+    @property
+    def _runs_rounds(self) -> bool:
+        config = self.dllm_config
+        return config is not None and config.algorithm == algorithm.NAME
+
+    def init_metrics_reporter(self) -> None:
+        """Report rounds of block rows; called by the host's constructor."""
+        if not self._runs_rounds:
+            super().init_metrics_reporter()
+            return
+        self.metrics_reporter = DiffusionReporter(
+            scheduler=self,
+            metrics_collector_context=self.metrics_collector_context,
+            metrics_collector=self.metrics_collector,
+        )
 
     def _init_rounds(self) -> None:
         config, runner = self.dllm_config, self.tp_worker.model_runner
@@ -55,7 +72,7 @@ class DiffusionScheduler(Scheduler):
             raise RuntimeError(f"page size {self.page_size} must equal the block size {block}")
         self.rules = RequestRules(
             vocab_size=self.model_config.vocab_size,
-            defaults=DecodeParams.parse(config.algorithm_config),
+            defaults=DecodeParams.server_defaults(config.algorithm_config),
         )
         longest = min(self.model_config.context_len, self.max_total_num_tokens) // block * block
         running = min(config.max_running_requests, self.max_running_requests)
@@ -176,6 +193,7 @@ class DiffusionScheduler(Scheduler):
         # In front, and past max_queued_requests: it was accepted already.
         self.waiting_queue.insert(0, req)
         req.time_stats.set_wait_queue_entry_time()
+        self.metrics_reporter.report_retraction(req)
         self.new_token_ratio_tracker.current = min(
             1.0, self.new_token_ratio_tracker.current + self.new_token_ratio_tracker.decay * 50
         )
@@ -186,9 +204,11 @@ class DiffusionScheduler(Scheduler):
         if rounds is None or batch is not self.running_batch:
             return super().run_batch(batch, pp_proxy_tensors)
         self.metrics_reporter.record_scheduler_active(time.monotonic_ns())
-        batch.forward_iter = self.forward_ct = self.forward_ct + 1
+        self.forward_ct: int = self.forward_ct + 1
+        batch.forward_iter = self.forward_ct
         batch.launch_ts = time.monotonic()
-        batch.after_idle_gap, self._sched_idled = self._sched_idled, False
+        batch.after_idle_gap = bool(self._sched_idled)
+        self._sched_idled: bool = False
         self.profiler_manager._profile_batch_predicate(batch)
         hurry = bool(self.waiting_queue) or any(req.stream for req in batch.reqs)
         for _ in range(1 if hurry else STEPS_PER_ROUND):
@@ -209,10 +229,7 @@ class DiffusionScheduler(Scheduler):
         batch.reqs = [state.req for state in rounds.states]
         self._stream_changed()
         tally, rounds.tally = rounds.tally, type(rounds.tally)()
-        reporter = self.metrics_reporter
-        reporter.num_generated_tokens += tally.output_tokens
-        reporter.forward_ct_decode += 1
-        reporter.report_decode_stats(False, batch, num_generated_tokens=tally.output_tokens)
+        self.metrics_reporter.report_round(batch, tally)
 
     def _stream_changed(self) -> None:
         assert self.rounds is not None

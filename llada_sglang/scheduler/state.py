@@ -33,11 +33,12 @@ class RequestRecord:
 class BlockState:
     """A running request: where its blocks stand and which slots it holds.
 
-    slot: row of the canvas table. committed, front: absolute positions, multiples of the
-    block size; KV is persisted below `committed`, tokens are final below `front`.
-    text_start, text_end: the first generated position and the first one past the budget. prompt_front: `front` at admission; final blocks
-    below it are prefill rows, those above it commit rows. canvas: int64 [block], a mirror of
-    the active block with MASKED at masked positions. order: admission order, for retraction.
+    slot: row of the canvas table. committed, front: absolute positions, multiples of the block
+    size; KV is persisted below `committed`, tokens are final below `front`. text_start, text_end:
+    the first generated position and the first one past the budget. prompt_front: `front` at
+    admission; final blocks below it are prefill rows, those above it commit rows. canvas: int64
+    [block], a mirror of the active block with MASKED at masked positions. order: admission order,
+    for retraction. published: whether the prompt's blocks were shown to the tree.
     """
 
     req: Req

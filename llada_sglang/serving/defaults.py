@@ -30,32 +30,32 @@ logger = logging.getLogger(__name__)
 CPU_ATTENTION = "block_row_torch"
 SOURCE = "llada_sglang"
 PAGED = "SGLANG_FLASHINFER_USE_PAGED"
+NO_COPY = "SGLANG_EAGER_INPUT_NO_COPY"
 
 Step = Callable[[Any], None]
 
 
 @cache
 def register() -> None:
-    """Wrap the two resolution steps where the model is known and where defaults are filled in."""
+    """Wrap the two resolution steps where the model is known and where defaults are filled in.
+
+    The command line is parsed before the model is known, so it learns our backend's name here.
+    """
+    from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
+    if CPU_ATTENTION not in ATTENTION_BACKEND_CHOICES:
+        ATTENTION_BACKEND_CHOICES.append(CPU_ATTENTION)
     register_resolution_hook("handle_model_source_paths")(_prepare_host)
     register_resolution_hook("handle_missing_default_values")(_declare_defaults)
 
 
 def serves_llada2(model_path: str, revision: str | None) -> bool:
-    """Whether a path or hub id holds a model of ours; what cannot be read is left to the host.
-
-    Raises CheckpointError for a LLaDA model of another architecture, which the host cannot serve.
-    """
+    """Whether a path or hub id holds a LLaDA model; what cannot be read is left to the host."""
     try:
-        config = read_config(model_path, revision=revision)
+        return is_llada2(read_config(model_path, revision=revision))
     except Exception:
         return False
-    names = config.get("architectures") or ()
-    if not is_llada2(config) and any(str(name).startswith("LLaDA") for name in names):
-        read_family(model_path, revision=revision)
-    return is_llada2(config)
 
 
 def _prepare_host(server_args: Any, previous: Step) -> None:
@@ -71,6 +71,8 @@ def _prepare_host(server_args: Any, previous: Step) -> None:
     env.set_active(ours)
     if ours:
         env.load()  # refuses unknown variables of ours
+        # Before the host asks transformers for the configuration of an architecture unknown to it.
+        read_family(config.model_path, revision=config.revision)
         compat.install(apply=True)
 
 
@@ -95,8 +97,7 @@ def _declare_defaults(server_args: Any, previous: Step) -> None:
     )
     check_launch(config, family, frozenset(algo_name_to_cls))
     defaults = choose_defaults(config, family)
-    if config.device == "cuda":
-        _require_paged_wrapper()
+    _require_host_settings(config)
     declare_resolution(server_args, SOURCE, **defaults)
     logger.info(
         "llada_sglang: block %d, mask id %d, %s",
@@ -106,12 +107,25 @@ def _declare_defaults(server_args: Any, previous: Step) -> None:
     )
 
 
-def _require_paged_wrapper() -> None:
-    if env.set_host_default(PAGED, "1").lower() not in ("1", "true", "yes", "y"):
+def _require_host_settings(config: Any) -> None:
+    if config.device == "cuda":
+        _require_setting(
+            PAGED,
+            "the rows of a forward read each other's keys and values from the pool, which "
+            "FlashInfer's other wrapper fills too late",
+        )
+    if config.dllm_algorithm in (None, ALGORITHM):
+        _require_setting(
+            NO_COPY,
+            "a forward has more rows than requests may run, and the host's input buffers are "
+            "sized by the latter",
+        )
+
+
+def _require_setting(name: str, reason: str) -> None:
+    if env.set_host_default(name, "1").lower() not in ("1", "true", "yes", "y"):
         raise LaunchConfigError(
-            f"{PAGED} must be 1 or unset for a LLaDA2 model: the rows of a forward read each "
-            f"other's keys and values from the pool, which FlashInfer's other wrapper fills too "
-            f"late. Unset it."
+            f"{name} must be 1 or unset for a LLaDA2 model: {reason}. Unset it."
         )
 
 
@@ -141,7 +155,12 @@ def _cpu_defaults(config: Any, family: CheckpointFamily) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if config.attention_backend is None:
         chosen["attention_backend"] = CPU_ATTENTION
+    if config.dtype == "auto":
+        # The host turns float32 into float16, which a CPU computes slowly.
+        chosen["dtype"] = _stored_dtype(family.config)
     chosen["disable_cuda_graph"] = True
+    # The host's idle loop spins; here it would take a core from whatever else runs.
+    chosen["sleep_on_idle"] = True
     tokens = config.max_total_tokens
     if tokens is None:
         tokens = memory.cpu_pool_tokens(

@@ -13,7 +13,7 @@ def plain_counters(
     manager: Any,
     meta_info: dict[str, Any],
     state: Any,
-    customized_info: dict[str, list],
+    customized_info: dict[str, list[Any]],
     index: int,
     finish_reason: dict[str, Any] | None,
 ) -> None:

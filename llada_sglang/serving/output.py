@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
@@ -24,9 +24,9 @@ class DiffusionOutputStreamer(SchedulerOutputStreamer):
     __slots__ = ()
     has_additional_customized_info: ClassVar[bool] = True
 
-    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
         """One list per emitted request and counter, empty for a request that never ran."""
-        info: dict[str, list] = {key: [] for key in COUNTERS}
+        info: dict[str, list[Any]] = {key: [] for key in COUNTERS}
         for req in reqs:
             record = req.dllm_algo_state
             if isinstance(record, RequestRecord):

@@ -48,8 +48,8 @@ class RequestRules:
         # request that says nothing is decoded greedily, as LLaDA2 is published. One that asks
         # for something else must not be answered as if it had not.
         if sampling.top_k != 1:
-            for name, neutral in _SAMPLING:
-                if getattr(sampling, name) != neutral:
+            for name, default in _SAMPLING:
+                if getattr(sampling, name) != default:
                     return _refusal(name, "sampling", "temperature 0")
             if sampling.top_k != TOP_K_ALL:
                 return _refusal("top_k", "sampling", 1)

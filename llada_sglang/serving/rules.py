@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llada_sglang.checkpoint import CheckpointFamily
-from llada_sglang.errors import LaunchConfigError
+from llada_sglang.config import DecodeParams
+from llada_sglang.errors import LaunchConfigError, LLaDAError
 
 ALGORITHM = "BlockDiffusion"
 
@@ -112,6 +114,7 @@ def check_launch(config: Any, family: CheckpointFamily, algorithms: frozenset[st
     for rule in RULES:
         rule.check(config)
     _check_algorithm(config, algorithms)
+    _check_decoding(config)
     _check_graphs(config)
     _check_widths(config, family.block_size)
 
@@ -129,6 +132,21 @@ def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
             f"synchronous mode, requests join and leave at any step. Drop the flag, or add "
             f"--dllm-algorithm LowConfidence."
         )
+
+
+def _check_decoding(config: Any) -> None:
+    path = config.dllm_algorithm_config
+    if path is None or config.dllm_algorithm not in (None, ALGORITHM):
+        return
+    import yaml
+
+    try:
+        given = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        if not isinstance(given, dict):
+            raise LaunchConfigError("it must hold a mapping of parameter names to values.")
+        DecodeParams.server_defaults(given)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LLaDAError) as error:
+        raise LaunchConfigError(f"--dllm-algorithm-config {path}: {error}") from error
 
 
 def _check_graphs(config: Any) -> None:

@@ -58,7 +58,8 @@ def write_llada2(directory: Path, **overrides: Any) -> Path:
     """Write a LLaDA2 checkpoint; `overrides` change its config.json. Returns `directory`."""
     config = {**LLADA2_CONFIG, **overrides}
     ids = _write_tokenizer(directory)
-    config = {"pad_token_id": ids[END], "eos_token_id": ids[END], **config}
+    config |= {"pad_token_id": ids[END], "eos_token_id": ids[END], "mask_token_id": ids[MASK]}
+    config |= overrides
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     save_file(_llada2_weights(config), directory / "model.safetensors", {"format": "pt"})
     return directory

@@ -115,7 +115,7 @@ def test_special_tokens_in_a_prompt_are_text(engine, oracle, which):
     ids = {"mask": oracle.family.mask_id, "eos": oracle.family.eos_ids[0]}
     (prompt, _), *_ = questions(engine, 5, 1)
     for place in (0, 31, 32, len(prompt) - 1, len(prompt)):
-        question = (prompt[:place] + [ids[which]] + prompt[place:], {"max_new_tokens": 40})
+        question = ([*prompt[:place], ids[which], *prompt[place:]], {"max_new_tokens": 40})
         rid = ask(engine, question)
         engine.run()
         check(engine, oracle, rid, question)

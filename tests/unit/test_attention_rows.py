@@ -30,19 +30,21 @@ class Pool:
 def brute_force(
     query: Tensor, pool: Pool, rows: list[tuple[int, int, int]], scaling: float
 ) -> Tensor:
-    """One softmax per query and head in float64; rows are (request, kv_len, q_len)."""
+    """One row and one head at a time, token by token slots, in float64.
+
+    rows: (request, kv_len, q_len) in the order of the queries.
+    """
     out = torch.empty_like(query)
     fold = query.shape[1] // KV_HEADS
-    token = 0
+    start = 0
     for request, kv_len, q_len in rows:
-        slots = pool.req_to_token[request, :kv_len].long()
-        for _ in range(q_len):
-            for head in range(query.shape[1]):
-                k = pool.keys[slots, head // fold].double()
-                v = pool.values[slots, head // fold].double()
-                weights = (k @ query[token, head].double() * scaling).softmax(0)
-                out[token, head] = (weights @ v).to(query.dtype)
-            token += 1
+        slots = [int(slot) for slot in pool.req_to_token[request, :kv_len]]
+        for head in range(query.shape[1]):
+            k = pool.keys[slots, head // fold].double()
+            v = pool.values[slots, head // fold].double()
+            scores = query[start : start + q_len, head].double() @ k.T * scaling
+            out[start : start + q_len, head] = (scores.softmax(-1) @ v).to(query.dtype)
+        start += q_len
     return out
 
 
@@ -56,7 +58,7 @@ def run(pool: Pool, rows: list[tuple[int, int, int]], heads: int, page: int) -> 
 
 
 @pytest.mark.parametrize("heads", [KV_HEADS, 4 * KV_HEADS])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_rows_of_any_mix_see_exactly_their_own_kv_len(seed: int, heads: int) -> None:
     rng = random.Random(seed)
     block = rng.choice([4, 8])
@@ -82,7 +84,8 @@ def test_commit_and_denoise_rows_of_many_requests_share_a_call() -> None:
     pool = Pool(block, pages=200, requests=9, length=block * 20, seed=5)
     rows = [(r, (10 + r % 2 + i) * block, block) for r in range(9) for i in range(2)]
     requests, kv_lens, q_lens = zip(*rows, strict=True)
-    assert len(plan_rows(requests, kv_lens, q_lens, pool.req_to_token, block)) == 1
+    (group,) = plan_rows(requests, kv_lens, q_lens, pool.req_to_token, block)
+    assert len(group.calls) == 2
     run(pool, rows, 2 * KV_HEADS, block)
 
 
@@ -109,14 +112,24 @@ def test_padding_never_reads_another_requests_garbage() -> None:
     run(pool, rows, 2 * KV_HEADS, block)
 
 
-def test_a_long_prompt_is_attended_in_bounded_pieces() -> None:
-    """128 rows of one request must not gather the prefix 128 times."""
+def test_a_long_prompt_is_gathered_once_and_never_masked() -> None:
+    """128 rows of one request: no copy of the prefix per row, no mask of all queries."""
     block, blocks = 32, 128
     table = torch.arange(block * blocks, dtype=torch.int32).view(1, -1)
     kv_lens = [(i + 1) * block for i in range(blocks)]
-    groups = plan_rows([0] * blocks, kv_lens, [block] * blocks, table, block)
-    gathered = sum(group.pages.numel() * block for group in groups)
-    assert gathered <= 20 * block * blocks
-    assert max(group.pages.numel() * block for group in groups) <= 32768
-    masks = [group.visible.numel() for group in groups if group.visible is not None]
-    assert max(masks) <= 256 * 32768
+    (group,) = plan_rows([0] * blocks, kv_lens, [block] * blocks, table, block)
+    assert group.pages.tolist() == [list(range(blocks))]
+    assert [call.kv_len for call in group.calls] == kv_lens
+    assert all(call.visible is None for call in group.calls)
+
+
+def test_batches_are_bounded_in_padding_and_in_size() -> None:
+    rng = random.Random(4)
+    block, requests = 32, 200
+    table = torch.zeros(requests, 4096, dtype=torch.int32)
+    kv_lens = [rng.randint(1, 128) * block for _ in range(requests)]
+    groups = plan_rows(range(requests), kv_lens, [block] * requests, table, block)
+    gathered = [group.pages.numel() * block for group in groups]
+    assert max(gathered) <= 32768
+    assert sum(gathered) <= 1.1 * sum(kv_lens)
+    assert len(groups) <= 40

@@ -37,11 +37,12 @@ def test_a_request_overrides_the_server_and_keeps_the_rest():
         ({"steps": 1.5}, "steps"),
         ({"minimal_topk": -1}, "minimal_topk"),
         ({"eos_early_stop": 1}, "eos_early_stop"),
+        ([1], "must be a mapping"),
         ({"policy": "greedy"}, "policy must be one of threshold"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(given, named):
-    with pytest.raises(DecodeParamError, match="(?s).*") as caught:
+    with pytest.raises(DecodeParamError) as caught:
         DecodeParams.parse(given)
     assert named in str(caught.value)
 

@@ -62,9 +62,7 @@ def test_rows_with_different_parameters_unmask_what_the_definition_says(rows):
         min_tokens=torch.tensor([[row[3]] for row in rows]),
     )
     for r, (was_masked, _, _, least) in enumerate(rows):
-        expected = unmask_by_loop(
-            was_masked, confidence[r].tolist(), float(threshold[r, 0]), least
-        )
+        expected = unmask_by_loop(was_masked, confidence[r].tolist(), float(threshold[r, 0]), least)
         accepted = {i for i in range(BLOCK) if was_masked[i] and not still[r, i]}
         assert accepted == expected
         assert all(new[r, i] == (i + 1 if i in expected else 0) for i in range(BLOCK))
@@ -86,7 +84,8 @@ def test_resolved_positions_are_never_touched():
     new, still = unmask_confident(
         canvas, masked, canvas + 100, torch.ones(1, BLOCK), threshold=0.1, min_tokens=BLOCK
     )
-    assert torch.equal(new, canvas) and not still.any()
+    assert torch.equal(new, canvas)
+    assert not still.any()
 
 
 def settled_by_loop(canvas, masked, start, stops, text_start, text_end):

@@ -34,9 +34,7 @@ def test_the_real_vocabulary_gives_the_same_over_any_number_of_shards(shards):
     expected = legal.softmax(dim=-1)
     assert candidate.tolist() == legal.argmax(dim=-1).tolist()
     assert candidate[1] == 7
-    torch.testing.assert_close(
-        confidence.double(), expected.amax(dim=-1), rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(confidence.double(), expected.amax(dim=-1), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -55,4 +53,5 @@ def test_bad_logits_neither_decide_nor_stall(shards):
 def test_large_logits_do_not_overflow():
     logits = torch.tensor([[3e38, 2e38, 1.0, 0.0]])
     candidate, confidence = reduce(logits, 2, mask_id=3)
-    assert candidate.item() == 0 and confidence.item() == 1.0
+    assert candidate.item() == 0
+    assert confidence.item() == 1.0

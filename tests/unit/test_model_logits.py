@@ -190,6 +190,19 @@ def test_nothing_is_compiled_on_the_way(worker: Any) -> None:
     assert not torch._dynamo.utils.counters["frames"]
 
 
+def test_an_expert_bias_stored_in_bfloat16_is_routed_with_in_float32(worker: Any) -> None:
+    """LLaDA2.0 stores it in bfloat16, 2.1 in float32."""
+    model = worker.model_runner.model
+    gate = model.model.layers[1].mlp.gate
+    before = gate.expert_bias.data.clone()
+    name = "model.layers.1.mlp.gate.expert_bias"
+    model.load_weights([(name, before.bfloat16() + 1)])
+    assert gate.expert_bias.dtype == torch.float32
+    torch.testing.assert_close(gate.expert_bias.data, (before.bfloat16() + 1).float())
+    assert model.model.layers[1].mlp.correction_bias.data_ptr() == gate.expert_bias.data_ptr()
+    model.load_weights([(name, before)])
+
+
 def test_partial_weight_updates_are_taken_and_unknown_names_are_not(worker: Any) -> None:
     from llada_sglang.errors import CheckpointError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llada_sglang.compat import Kind, Patch, load_ledger, tested_versions
+from llada_sglang import compat
+from llada_sglang.compat import Kind, Patch, load_ledger
 from llada_sglang.compat.fingerprint import fingerprint
 from llada_sglang.compat.table import BEGIN, END, fill_readme, patch_table
 
@@ -94,7 +95,7 @@ def test_a_changed_symbol_is_still_used_by_name_in_the_host(patch: Patch) -> Non
 
 
 def test_a_version_counts_as_tested_only_when_every_record_has_it() -> None:
-    assert tested_versions() == ("0.5.23",)
+    assert compat.tested_versions() == ("0.5.23",)
 
 
 def test_the_table_lists_every_symbol_that_is_changed() -> None:

@@ -57,15 +57,15 @@ def test_any_schedule_keeps_order_budget_and_progress(arrivals, row_budget):
         )
         assert spans or not running, "something runs in every forward"
         denoising = [r for r in running if r.denoises and r.front - r.committed <= BLOCK]
-        planned = {span.index for span in spans}
+        planned = {span.request for span in spans}
         assert len(planned) == len(spans), "one span per request"
         assert all(i in planned for i, r in enumerate(running) if r in denoising), (
             "a prompt never keeps a denoising request out of a forward"
         )
-        prefill = sum(s.rows for s in spans if running[s.index] not in denoising)
+        prefill = sum(s.rows for s in spans if running[s.request] not in denoising)
         assert prefill <= (prefill_budget if denoising else row_budget)
         for span in spans:
-            request = running[span.index]
+            request = running[span.request]
             assert span.start == request.committed, "no block is skipped or written twice"
             end = span.start + span.final_blocks * BLOCK
             assert end <= request.front, "only final tokens are committed"
@@ -99,4 +99,4 @@ def test_prompts_beside_running_requests_are_cut_to_the_prefill_budget():
     spans = plan_rows(
         [Request(0, 100 * BLOCK), Request(64, 64)], block=BLOCK, row_budget=256, prefill_budget=8
     )
-    assert [(s.index, s.final_blocks, s.denoise) for s in spans] == [(1, 0, True), (0, 8, False)]
+    assert [(s.request, s.final_blocks, s.denoise) for s in spans] == [(1, 0, True), (0, 8, False)]
