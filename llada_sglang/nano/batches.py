@@ -123,18 +123,18 @@ def diffusion_segment(
     for index in range(first, len(ids) // block):
         low, high = max(index * block, start), (index + 1) * block
         answer = min(high, start + len(document.answer)) - low
-        for copy, hidden in zip(copies, _noise(rng, high - low, answer), strict=True):
-            copy[low:high] = hidden
-    for copy, hidden in enumerate(copies, start=1):
+        for copy, noise in zip(copies, _noise(rng, high - low, answer), strict=True):
+            copy[low:high] = noise
+    for number, hidden in enumerate(copies, start=1):
         for index in range(first, len(ids) // block):
             span = range(index * block, (index + 1) * block)
             if not any(hidden[i] for i in span):
                 continue
-            if copy == 2 and len(segment.ids) + block > width:
+            if number == 2 and len(segment.ids) + block > width:
                 break
             segment.ids += [mask_id if hidden[i] else ids[i] for i in span]
             segment.positions += span
-            segment.stream += [copy] * block
+            segment.stream += [number] * block
             segment.labels += [ids[i] if hidden[i] else IGNORE for i in span]
             segment.weight += [weights[i] for i in span]
     return segment

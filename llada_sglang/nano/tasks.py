@@ -30,17 +30,6 @@ CITIES = (
     "Denver", "Toronto", "Sydney", "Milan", "Naples", "Riga", "Bergen", "Tampere", "Vilnius",
     "Tunis", "Lusaka", "Recife",
 )
-# Asked of the weather tool only, and only in training: more names to copy than can be learned.
-MORE_PLACES = (
-    "Austin", "Dallas", "Miami", "Perth", "Seoul", "Hanoi", "Zurich", "Geneva", "Bern", "Lyon",
-    "Nice", "Turin", "Pisa", "Porto", "Seville", "Malaga", "Bilbao", "Munich", "Bonn", "Mainz",
-    "Graz", "Linz", "Basel", "Ghent", "Bruges", "Turku", "Malmo", "Aarhus", "Odense", "Tallinn",
-    "Minsk", "Odessa", "Sofia", "Varna", "Split", "Zadar", "Kyoto", "Osaka", "Kobe", "Nara",
-    "Busan", "Macau", "Taipei", "Manila", "Jakarta", "Bali", "Bombay", "Madras", "Dacca",
-    "Kabul", "Tehran", "Amman", "Beirut", "Doha", "Muscat", "Rabat", "Accra", "Lagos",
-    "Nairobi", "Harare", "Durban", "Havana", "Panama", "Bogota", "Santiago", "Omaha", "Tucson",
-    "Reno", "Tulsa", "Tampa",
-)
 # fmt: on
 # fmt: off
 WORDS = (
@@ -124,8 +113,20 @@ def _code(rng: random.Random) -> tuple[str, str]:
 
 
 def _tool(rng: random.Random) -> tuple[str, str]:
-    city = rng.choice(CITIES + MORE_PLACES)
-    return f"Weather in {city}?", tool_call_text("get_weather", {"city": city})
+    return _weather(rng.choice(CITIES))
+
+
+def _tool_anywhere(rng: random.Random) -> tuple[str, str]:
+    """A question about a made-up place, for training: thirty names are soon known by heart."""
+    syllables = ("".join(map(rng.choice, _SYLLABLE)) for _ in range(rng.randint(1, 3)))
+    return _weather("".join(syllables).capitalize())
+
+
+_SYLLABLE = ("bcdfghklmnprstvwz", "aeiou", ("", "", "n", "r", "s", "l", "m", "t"))
+
+
+def _weather(place: str) -> tuple[str, str]:
+    return f"Weather in {place}?", tool_call_text("get_weather", {"city": place})
 
 
 def tool_call_text(name: str, arguments: dict[str, Any]) -> str:
@@ -159,7 +160,8 @@ def is_held_out(user_text: str) -> bool:
 
 def _turn(rng: random.Random, family: str, split: Split) -> tuple[str, str]:
     while True:
-        question, answer = _SINGLE[family](rng)
+        made_up = family == "tool" and split == "train" and rng.random() < 0.7
+        question, answer = (_tool_anywhere if made_up else _SINGLE[family])(rng)
         if is_held_out(question) == (split == "eval"):
             return question, answer
 

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +26,9 @@ from llada_sglang.nano import batches, chat, evaluate, plot
 from llada_sglang.nano.batched import BatchedDecoder
 from llada_sglang.nano.export import BLOCK_SIZE, export_checkpoint, initialise, nano_config
 from llada_sglang.nano.optim import build_optimizers
+from llada_sglang.nano.recipe import RECIPE, Phase, Recipe, read_recipe
 from llada_sglang.nano.tokenizer import token_id, train_tokenizer
 from llada_sglang.reference.model import LLaDA2, MoE
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of steps with one objective; block_size 0 is autoregressive.
-
-    The learning rate goes linearly from `rate[0]` to `rate[1]`, as a share of the peak.
-    """
-
-    name: str
-    steps: int
-    block_size: int
-    rows: int
-    width: int
-    rate: tuple[float, float] = (1.0, 1.0)
-    cap: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that decides the result, besides the seed."""
-
-    phases: tuple[Phase, ...]
-    muon_lr: float = 0.02
-    adam_lr: float = 3e-3
-    fill_weight: float = 0.1
-    bias_rate: float = 1e-3
-    history_share: float = 0.06
-    weights: tuple[tuple[str, float], ...] = (
-        ("add", 3.5),
-        ("sort", 2.0),
-        ("reverse", 0.8),
-        ("count", 1.6),
-        ("table", 0.8),
-        ("json", 0.6),
-        ("repeat", 1.3),
-        ("code", 0.3),
-        ("tool", 1.0),
-        ("again", 1.8),
-    )
-
-
-RECIPE = Recipe(
-    phases=(
-        Phase("autoregressive", 600, 0, 16, 256, (1.0, 0.8)),
-        Phase("warm-up 4", 120, 4, 12, 320, (0.8, 0.8)),
-        Phase("warm-up 16", 180, 16, 12, 320, (0.8, 0.8)),
-        Phase("stable 32", 1000, 32, 12, 320, (0.8, 0.8)),
-        Phase("decay 32", 1100, 32, 12, 320, (0.8, 0.4)),
-        Phase("decay 32, CAP", 900, 32, 12, 320, (0.4, 0.0), cap=0.3),
-    )
-)
 
 
 class Trainer:
@@ -298,9 +247,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     recipe = RECIPE
     if arguments.recipe is not None:
-        values = json.loads(arguments.recipe.read_text())
-        values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
-        recipe = Recipe(**values)
+        recipe = read_recipe(arguments.recipe)
     trainer = Trainer(
         recipe, arguments.out, seed=arguments.seed, device=torch.device(arguments.device)
     )

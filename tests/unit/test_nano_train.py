@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from llada_sglang.nano.export import export_checkpoint
 from llada_sglang.nano.optim import orthogonalise
-from llada_sglang.nano.train import RECIPE, Phase, Trainer, balance_experts, masked_loss
+from llada_sglang.nano.recipe import RECIPE, Phase
+from llada_sglang.nano.train import Trainer, balance_experts, masked_loss
 from llada_sglang.reference.checkpoint import load_model
 
 SHORT = replace(
