@@ -38,9 +38,13 @@ FLAGS = (
 
 
 class Clock:
-    """Seconds spent in wrapped functions, by name; nested ones count for the outermost only."""
+    """Seconds spent in wrapped functions, by name; nested ones count for the outermost only.
+
+    profile: paused inside wrapped functions, so that it shows what is left.
+    """
 
     def __init__(self) -> None:
+        self.profile: cProfile.Profile | None = None
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
         self._inside = False
@@ -52,6 +56,9 @@ class Clock:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
+            profile = self.profile
+            if profile is not None:
+                profile.disable()
             self._inside = True
             started = time.perf_counter()
             try:
@@ -60,6 +67,8 @@ class Clock:
                 self.seconds[name] += time.perf_counter() - started
                 self.calls[name] += 1
                 self._inside = False
+                if profile is not None:
+                    profile.enable()
 
         setattr(owner, attribute, timed)
 
@@ -131,11 +140,12 @@ def _host_time(host: Any, clock: Clock, arguments: argparse.Namespace) -> dict[s
             result["turns"].append({"total": total / steps, "steps": steps, **parts})
     with _running(host, arguments, 3):
         clock.reset()
-        profile = cProfile.Profile()
+        clock.profile = profile = cProfile.Profile()
         profile.enable()
         while clock.calls["model forward"] < arguments.steps:
             host.tick_unchecked()
         profile.disable()
+        clock.profile = None
         result["profile"] = _profile_text(profile)
         result["profile_steps"] = clock.calls["model forward"]
     return result
@@ -223,8 +233,9 @@ def write(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> 
             f"Milliseconds per step, median (least - greatest) of {arguments.repetitions} runs of "
             f"{arguments.steps} steps. Policy is tensor work, on an accelerator no host time.",
             report.table(["engine", *names, "host"], times),
-            f"## Profile, {OURS}\n\n{ours['profile_steps']} steps under cProfile, which makes "
-            "Python functions look slower than they are; seconds of all steps together.",
+            f"## Profile, {OURS}\n\n{ours['profile_steps']} steps under cProfile, paused in "
+            "the model forward, lm_head and policy; it makes Python functions look slower than "
+            "they are. Seconds of all steps together.",
             f"```\n{ours['profile']}\n```",
         ],
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llada_sglang.errors import LLaDAError
 
@@ -37,10 +36,6 @@ class Answer:
     def tokens_per_forward(self) -> float | None:
         return self.tokens / self.forwards if self.forwards else None
 
-    def with_forwards(self, forwards: int | None) -> Answer:
-        """The same answer with this number of forwards."""
-        return replace(self, forwards=forwards)
-
 
 def figures(answer: Answer) -> str:
     """Tokens, seconds, tokens per second and tokens per forward in one line."""
@@ -67,9 +62,3 @@ def total(answers: Sequence[Answer]) -> Answer:
         forwards=None if None in counts else sum(count or 0 for count in counts),
         finish="",
     )
-
-
-def counted_forwards(source: Mapping[str, Any] | None) -> int | None:
-    """`denoise_forwards` of a `meta_info` or `usage`, where our plugin has put it there."""
-    value = (source or {}).get("denoise_forwards")
-    return value if isinstance(value, int) and value > 0 else None

@@ -10,8 +10,8 @@ from typing import Any
 
 from llada_sglang.cli import terminal
 from llada_sglang.cli.answers import Answer, AnswerError, figures
+from llada_sglang.cli.client import Client
 from llada_sglang.cli.launch import prepare
-from llada_sglang.cli.native import NativeClient
 from llada_sglang.cli.server import Server, serve
 from llada_sglang.config import DecodeParams
 
@@ -32,7 +32,7 @@ def run(*, model: str | None, url: str | None, max_tokens: int, threshold: float
 
 
 def talk(
-    client: NativeClient, server: Server | None, *, max_tokens: int, decoding: Mapping[str, Any]
+    client: Client, server: Server | None, *, max_tokens: int, decoding: Mapping[str, Any]
 ) -> None:
     """Read turns and answer them until /quit or the end of the input.
 
@@ -67,20 +67,20 @@ def talk(
 
 
 @contextlib.contextmanager
-def _client(model: str | None, url: str | None) -> Iterator[tuple[NativeClient, Server | None]]:
+def _client(model: str | None, url: str | None) -> Iterator[tuple[Client, Server | None]]:
+    # Closing a client aborts its answer, so that a server of ours need not finish it to stop.
     if url is not None:
-        client = NativeClient(url)
-        _greet(client)
-        yield client, None
+        with contextlib.closing(Client(url)) as client:
+            _greet(client)
+            yield client, None
         return
     family = prepare(model)
-    with serve(family.path) as server:
-        client = NativeClient(server.url)
+    with serve(family.path) as server, contextlib.closing(Client(server.url)) as client:
         _greet(client)
         yield client, server
 
 
-def _greet(client: NativeClient) -> None:
+def _greet(client: Client) -> None:
     hint = "/reset forgets the history, /quit leaves"
     print(f"{client.model()} on {client.url}; {hint}", flush=True)
 
@@ -100,7 +100,7 @@ def _read() -> str | None:
 
 
 def _answer(
-    client: NativeClient,
+    client: Client,
     messages: list[dict[str, str]],
     max_tokens: int,
     decoding: Mapping[str, Any],

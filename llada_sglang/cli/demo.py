@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,9 @@ from typing import Any
 from llada_sglang import __version__
 from llada_sglang.cli import terminal
 from llada_sglang.cli.answers import Answer, AnswerError, figures, total
+from llada_sglang.cli.client import Client
 from llada_sglang.cli.launch import prepare
-from llada_sglang.cli.openai_stream import OpenAIClient
-from llada_sglang.cli.server import Server, serve
+from llada_sglang.cli.server import serve
 from llada_sglang.compat.check import installed_version
 from llada_sglang.nano import tasks
 
@@ -41,27 +42,17 @@ class Question:
 
 @dataclass(slots=True)
 class Report:
-    """What the demo has seen. right: None where the answers are not judged.
-
-    asked_twice: whether any count of forwards came from a second, not streamed request.
-    """
+    """What the demo has seen. right: None where the answers are not judged."""
 
     right: int | None
     answers: list[Answer] = field(default_factory=list)
-    asked_twice: bool = False
 
     def summary(self) -> str:
-        """The last lines of the demo."""
+        """The last line of the demo."""
         count = f"{len(self.answers)} answers"
         if self.right is not None:
             count += f", {self.right} right"
-        text = f"{count}: {figures(total(self.answers))}"
-        if self.asked_twice:
-            text += (
-                "\n(tokens/forward: each question was asked once more without streaming, untimed, "
-                "as SGLang's OpenAI stream does not carry it)"
-            )
-        return text
+        return f"{count}: {figures(total(self.answers))}"
 
 
 def questions() -> list[Question]:
@@ -89,19 +80,20 @@ def run(*, model: str | None, port: int | None) -> int:
     with serve(family.path, port=port) as server:
         seconds = time.monotonic() - started
         print(f"server  {server.url}, ready after {seconds:.1f} s", flush=True)
-        try:
-            report = _ask_all(server, judged=model is None)
-        except AnswerError:
-            server.require_alive()  # the more telling error, where it has died
-            raise
+        # Closing aborts what still runs, so that the server need not finish it before it stops.
+        with contextlib.closing(Client(server.url)) as client:
+            try:
+                report = _ask_all(client, judged=model is None)
+            except AnswerError:
+                server.require_alive()  # the more telling error, where it has died
+                raise
         print(f"\n{report.summary()}", flush=True)
     print("server  stopped")
     return 0
 
 
-def _ask_all(server: Server, *, judged: bool) -> Report:
+def _ask_all(client: Client, *, judged: bool) -> Report:
     """Put every question. judged: whether the model was made to give exactly these answers."""
-    client = OpenAIClient(server.url)
     report = Report(right=0 if judged else None)
     messages: list[dict[str, str]] = []
     for question in questions():
@@ -111,9 +103,6 @@ def _ask_all(server: Server, *, judged: bool) -> Report:
         label = question.family.ljust(_LABEL_WIDTH)
         print(f"\n{terminal.bold(label, sys.stdout)}{question.text}", flush=True)
         answer = _stream(client, messages, question.tools)
-        if answer.forwards is None:
-            report.asked_twice = True
-            answer = _count(client, messages, question.tools, answer)
         line = figures(answer)
         if report.right is not None:
             expected = question.right if question.right is not None else report.answers[-1].text
@@ -123,12 +112,11 @@ def _ask_all(server: Server, *, judged: bool) -> Report:
         print(terminal.dim(_INDENT + line, sys.stdout), flush=True)
         messages.append({"role": "assistant", "content": answer.text})
         report.answers.append(answer)
-    client.close()
     return report
 
 
 def _stream(
-    client: OpenAIClient,
+    client: Client,
     messages: Sequence[Mapping[str, str]],
     tools: Sequence[Mapping[str, Any]],
 ) -> Answer:
@@ -139,20 +127,8 @@ def _stream(
             progress.stop()
             writer.write(text)
 
-        answer = client.ask(messages, tools=tools, max_tokens=MAX_TOKENS, on_text=show)
-    writer.end()
-    return answer
-
-
-def _count(
-    client: OpenAIClient,
-    messages: Sequence[Mapping[str, str]],
-    tools: Sequence[Mapping[str, Any]],
-    answer: Answer,
-) -> Answer:
-    with terminal.Progress("counting its forwards"):
-        return answer.with_forwards(
-            client.count_forwards(
-                messages, tools=tools, max_tokens=MAX_TOKENS, tokens=answer.tokens
-            )
-        )
+        try:
+            return client.ask(messages, tools=tools, max_tokens=MAX_TOKENS, on_text=show)
+        finally:
+            progress.stop()
+            writer.end()

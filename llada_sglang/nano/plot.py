@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def draw_training(log: Path, out: Path) -> None:
@@ -17,8 +18,9 @@ def draw_training(log: Path, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    losses = [record for record in records if "loss" in record]
-    scored = [record for record in records if "scores" in record]
+    # A resumed run repeats the steps since its last state: the later record of a step counts.
+    losses = _by_step(record for record in records if "loss" in record)
+    scored = _by_step(record for record in records if "scores" in record)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for phase in dict.fromkeys(record["phase"] for record in losses):
         chosen = [record for record in losses if record["phase"] == phase]
@@ -43,6 +45,10 @@ def draw_training(log: Path, out: Path) -> None:
         right.legend(fontsize=7)
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _by_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted({r["step"]: r for r in records}.values(), key=lambda r: r["step"])
 
 
 def draw_curve(rows: Sequence[tuple[float, float, float]], out: Path) -> None:

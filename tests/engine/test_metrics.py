@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,3 +166,36 @@ def test_the_log_has_one_line_per_interval_and_none_per_forward(server: Server) 
     assert not re.search(r"(Prefill|Decode) batch", server.log())
     for part in ("#running-req", "#queue-req", "gen throughput", "tokens per forward", "denoise"):
         assert all(part in line for line in lines)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_usage_of_an_openai_stream_says_how_many_forwards_it_took(
+    server: Server, path: str
+) -> None:
+    question = {"messages": [{"role": "user", "content": "abc " * 20}]}
+    body = {
+        "model": "default",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+        "max_tokens": 48,
+        "ignore_eos": True,
+        "n": 2,
+        **(question if "chat" in path else {"prompt": "abc " * 20}),
+    }
+    before = eventually(server, lambda m: m("num_running_reqs") == 0)
+    request = urllib.request.Request(
+        server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        lines = answer.read().decode().splitlines()
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    usage = json.loads(events[-2])["usage"]
+    assert usage["completion_tokens"] == 2 * 48
+    ended = before("llada_tokens_per_forward_count") + 2
+    after = eventually(server, lambda m: m("llada_tokens_per_forward_count") >= ended)
+    rows = after("llada_rows_total", kind="denoise") - before("llada_rows_total", kind="denoise")
+    assert usage["denoise_forwards"] == rows
+    assert usage["prefill_forwards"] >= 1
+    assert usage["tokens_per_forward"] == pytest.approx(96 / rows, abs=1e-3)

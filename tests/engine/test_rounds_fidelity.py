@@ -182,7 +182,8 @@ def test_a_second_turn_reuses_the_generated_blocks(engine, oracle):
 
 @pytest.mark.parametrize("rounds", [1, 8])
 def test_a_pool_run_dry_retracts_and_resumes_to_the_same_text(engine, oracle, rounds):
-    asked = [(p, {**params, "max_new_tokens": 100}) for p, params in questions(engine, 31, 12)]
+    long = {"max_new_tokens": 100, "ignore_eos": True}
+    asked = [(prompt, {**params, **long}) for prompt, params in questions(engine, 31, 12)]
     with pool_of(engine, 24), steps_per_round(rounds):
         sent = [(ask(engine, question), question) for question in asked]
         records = [req.dllm_algo_state for req in engine.scheduler.waiting_queue]

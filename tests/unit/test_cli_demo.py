@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from llada_sglang.cli import demo, openai_stream
+from llada_sglang.cli import demo
 from llada_sglang.cli.answers import Answer, figures, total
 from llada_sglang.nano import tasks
 
@@ -52,14 +50,3 @@ def test_the_summary_counts_right_answers_of_a_judged_model_only() -> None:
     judged = demo.Report(right=1, answers=[answer(), answer()])
     assert judged.summary().startswith("2 answers, 1 right: 24 tokens")
     assert "right" not in demo.Report(right=None, answers=[answer()]).summary()
-    twice = demo.Report(right=0, answers=[answer()], asked_twice=True)
-    assert "once more without streaming" in twice.summary()
-
-
-def test_a_parsed_tool_call_reads_as_the_model_wrote_it() -> None:
-    calls: dict[int, dict[str, str]] = {}
-    for name, arguments in (("get_weather", ""), (None, '{"city":'), (None, ' "Oslo"}')):
-        function = SimpleNamespace(name=name, arguments=arguments)
-        openai_stream._add_call(calls, SimpleNamespace(index=0, function=function))
-    wanted = tasks.tool_call_text("get_weather", {"city": "Oslo"})
-    assert openai_stream._written(calls) == wanted
