@@ -9,7 +9,11 @@ from llada_sglang.errors import LLaDAError
 
 
 class AnswerError(LLaDAError):
-    """The server refused a request, or cannot be reached."""
+    """The server refused a request, broke an answer off, or cannot be reached."""
+
+
+class UnreachableError(AnswerError):
+    """No connection to the server, or one that broke: it may be dying."""
 
 
 @dataclass(frozen=True, slots=True)

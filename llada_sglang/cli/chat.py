@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from llada_sglang.cli import terminal
-from llada_sglang.cli.answers import Answer, AnswerError, figures
+from llada_sglang.cli.answers import Answer, AnswerError, UnreachableError, figures
 from llada_sglang.cli.client import Client
 from llada_sglang.cli.launch import prepare
-from llada_sglang.cli.server import Server, serve
+from llada_sglang.cli.server import DYING_SECONDS, Server, serve
 from llada_sglang.config import DecodeParams
 
 PROMPT = "> "
@@ -55,8 +55,9 @@ def talk(
         try:
             answer = _answer(client, messages, max_tokens, decoding)
         except AnswerError as error:
-            if server is not None:
-                server.require_alive()
+            if server is not None and isinstance(error, UnreachableError):
+                with terminal.Progress("waiting for the server to end"):
+                    server.require_alive(within=DYING_SECONDS)
             # A refused turn, e.g. one beyond the context, leaves the conversation as it was.
             messages.pop()
             print(f"llada-sglang: {error}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llada_sglang.cli.answers import Answer, AnswerError
+from llada_sglang.cli.answers import Answer, AnswerError, UnreachableError
 from llada_sglang.nano.tasks import tool_call_text
 
 TIMEOUT_SECONDS = 600
@@ -103,7 +103,7 @@ class Client:
         except self._errors as error:
             raise self._explained(error) from None
         if not finish or finish == "abort":
-            raise AnswerError("the server broke the answer off.")
+            raise UnreachableError("the server broke the answer off.")
         if calls:
             written = ("\n" if text else "") + _written(calls)
             on_text(written)
@@ -125,7 +125,7 @@ class Client:
         if status is not None:
             return AnswerError(f"the server refused the request: status {status}.")
         reason = error.__cause__ or error  # openai's own text is only "Connection error."
-        return AnswerError(f"no answer from {self.url}: {reason}.")
+        return UnreachableError(f"no answer from {self.url}: {str(reason).rstrip('.')}.")
 
 
 def _add_call(calls: dict[int, dict[str, str]], part: Any) -> None:

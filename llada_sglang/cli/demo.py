@@ -11,10 +11,10 @@ from typing import Any
 
 from llada_sglang import __version__
 from llada_sglang.cli import terminal
-from llada_sglang.cli.answers import Answer, AnswerError, figures, total
+from llada_sglang.cli.answers import Answer, UnreachableError, figures, total
 from llada_sglang.cli.client import Client
 from llada_sglang.cli.launch import prepare
-from llada_sglang.cli.server import serve
+from llada_sglang.cli.server import DYING_SECONDS, serve
 from llada_sglang.compat.check import installed_version
 from llada_sglang.nano import tasks
 
@@ -84,8 +84,9 @@ def run(*, model: str | None, port: int | None) -> int:
         with contextlib.closing(Client(server.url)) as client:
             try:
                 report = _ask_all(client, judged=model is None)
-            except AnswerError:
-                server.require_alive()  # the more telling error, where it has died
+            except UnreachableError:
+                with terminal.Progress("waiting for the server to end"):
+                    server.require_alive(within=DYING_SECONDS)  # its log tells more
                 raise
         print(f"\n{report.summary()}", flush=True)
     print("server  stopped")

@@ -29,6 +29,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 1800  # the weights of a large model may come from a slow disk
 GRACE_SECONDS = 15  # the host lets running requests end, and looks for that every five seconds
 KILL_SECONDS = 15
+DYING_SECONDS = 15  # the host waits five seconds between a scheduler's death and its own
 TAIL_LINES = 30
 
 # What the host and we log, in order, and what it means to somebody who waits.
@@ -57,10 +58,13 @@ class Server:
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
-    def require_alive(self) -> None:
-        """Raise ServerError, ending with the log, where the server has ended by itself."""
-        status = self.process.poll()
-        if status is not None:
+    def require_alive(self, within: float = 0.0) -> None:
+        """Raise ServerError, ending with the log, where the server has ended by itself.
+
+        within: seconds to wait for that, as one that is failing takes some to end.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self.process.wait(within)
             raise ServerError(f"the server ended with status {status}.\n{tail(self.log_path)}")
 
 

@@ -17,6 +17,7 @@ from oracle import Oracle
 from servers import Server
 
 from llada_sglang.nano import tasks
+from llada_sglang.nano.chat import render_prompt
 
 
 @pytest.fixture(scope="module")
@@ -181,22 +182,26 @@ def test_a_stream_brings_every_token_once_and_no_empty_chunk(nano_server, oracle
 
 
 def test_stop_strings_and_token_ids_cut_the_text(nano_server) -> None:
-    sampling = {"max_new_tokens": 60, "ignore_eos": True}
-    plain = nano_server.generate(list(range(40, 75)), sampling=sampling)
+    (asked,) = tasks.examples(3, "count", "eval", 1)
+    prompt = {"text": render_prompt(asked.messages)}
+    sampling = {"temperature": 0, "max_new_tokens": 60}
+
+    def answer(**extra: Any) -> dict[str, Any]:
+        reply = nano_server.post("/generate", {**prompt, "sampling_params": {**sampling, **extra}})
+        assert isinstance(reply, dict)
+        return reply
+
+    plain = answer(ignore_eos=True)
     text, ids = plain["text"], plain["output_ids"]
-    target = next(i for i in range(35, 60) if ids[i] not in ids[:i] and i % 32 != 0)
-    stopped = nano_server.generate(
-        list(range(40, 75)),
-        sampling={"max_new_tokens": 60, "stop_token_ids": [ids[target]]},
-    )
-    cut = stopped["output_ids"]
-    assert ids[: len(cut)] == cut
-    assert stopped["meta_info"]["finish_reason"]["type"] == "stop"
+    at = max(ids.index(i) for i in ids)
+    stopped = answer(stop_token_ids=[ids[at]])
+    assert stopped["output_ids"] == ids[: at + 1]
+    assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": ids[at]}
+
     word = text[len(text) // 2 : len(text) // 2 + 4]
-    by_string = nano_server.generate(list(range(40, 75)), sampling={**sampling, "stop": [word]})
-    assert word not in by_string["text"]
-    assert text.startswith(by_string["text"])
-    assert by_string["meta_info"]["finish_reason"] == {"type": "stop", "matched": word}
+    cut = answer(ignore_eos=True, stop=[word])
+    assert cut["text"] == text[: text.index(word)]
+    assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": word}
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 31, 32, 33, 64])

@@ -197,5 +197,6 @@ def test_the_usage_of_an_openai_stream_says_how_many_forwards_it_took(
     after = eventually(server, lambda m: m("llada_tokens_per_forward_count") >= ended)
     rows = after("llada_rows_total", kind="denoise") - before("llada_rows_total", kind="denoise")
     assert usage["denoise_forwards"] == rows
-    assert usage["prefill_forwards"] >= 1
+    # The host sends a request of its own ahead of n > 1, which has prefilled for both choices.
+    assert usage["prefill_forwards"] == 0
     assert usage["tokens_per_forward"] == pytest.approx(96 / rows, abs=1e-3)

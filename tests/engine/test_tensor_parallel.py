@@ -42,6 +42,7 @@ def test_two_ranks_give_the_tokens_of_one(servers: ServerPool, random_llada2: Pa
         )
         first, cached = answers(server), answers(server)
         assert [a["output_ids"] for a in first] == [a["output_ids"] for a in cached]
+        assert all(len(set(a["output_ids"])) > 2 for a in first), "no text to compare"
         got[ranks] = first
     for one, two in zip(got[1], got[2], strict=True):
         assert one["output_ids"] == two["output_ids"]
