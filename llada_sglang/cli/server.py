@@ -87,7 +87,8 @@ def serve(model: str, *, port: int | None = None, log_path: Path | None = None) 
     process: subprocess.Popen[bytes] | None = None
     failed = True
     try:
-        with path.open("wb") as log:
+        # A signal in the middle of Popen would lose the process that is already there.
+        with path.open("wb") as log, _signals_deferred():
             process = subprocess.Popen(
                 [*LAUNCH_SERVER, model, "--host", HOST, "--port", str(port)],
                 stdin=subprocess.DEVNULL,
@@ -104,19 +105,21 @@ def serve(model: str, *, port: int | None = None, log_path: Path | None = None) 
         failed = False
         raise
     finally:
-        if process is not None:
-            stop(process)
-        if log_path is None and not failed:
-            path.unlink(missing_ok=True)
+        try:
+            if process is not None:
+                stop(process)
+        finally:
+            if log_path is None and not failed:
+                path.unlink(missing_ok=True)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process started in a session of its own, and everything that runs in that session.
 
-    Asks first, and kills what is left after GRACE_SECONDS. Ctrl-C does not interrupt it.
+    Asks first, and kills what is left after GRACE_SECONDS. A signal takes effect afterwards.
     Raises ServerError where a process survives even that.
     """
-    with _signals_held(), Progress("stopping the server"):
+    with _signals_deferred(), Progress("stopping the server"):
         if process.poll() is None:
             process.terminate()
         kill_at = time.monotonic() + GRACE_SECONDS
@@ -212,15 +215,19 @@ def _no_such_process() -> type[Exception]:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ignore what would interrupt cleaning up, where that can be set: in the main thread."""
+def _signals_deferred() -> Iterator[None]:
+    """Deliver signals that end us only behind this block, where that can be arranged at all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    arrived: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    # Handlers, not SIG_IGN: a child started here would inherit that.
+    before = [signal.signal(number, lambda got, _: arrived.append(got)) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])

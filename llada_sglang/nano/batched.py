@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from tqdm import tqdm
 
 from llada_sglang.nano import chat, tasks
 from llada_sglang.nano.evaluate import Answer
@@ -30,6 +31,7 @@ class BatchedDecoder:
         threshold: float,
         max_new_tokens: int = 128,
         batch: int = 64,
+        progress: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -37,6 +39,7 @@ class BatchedDecoder:
         self._threshold = threshold
         self._max_new_tokens = max_new_tokens
         self._batch = batch
+        self._progress = progress
         self._mask_id = token_id(tokenizer, chat.MASK)
         self._eos = torch.tensor(
             [token_id(tokenizer, chat.END_OF_TEXT), token_id(tokenizer, chat.ROLE_END)]
@@ -48,7 +51,8 @@ class BatchedDecoder:
         ]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self._batch):
+        starts = range(0, len(order), self._batch)
+        for start in tqdm(starts, f"threshold {self._threshold}", disable=not self._progress):
             chosen = order[start : start + self._batch]
             decoded = self._decode([prompts[i] for i in chosen])
             answers.update(zip(chosen, decoded, strict=True))

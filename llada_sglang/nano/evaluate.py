@@ -119,7 +119,9 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
 
     def answer_at(threshold: float) -> AnswerFn:
-        return BatchedDecoder(model, tokenizer, block_size=BLOCK_SIZE, threshold=threshold)
+        return BatchedDecoder(
+            model, tokenizer, block_size=BLOCK_SIZE, threshold=threshold, progress=True
+        )
 
     def show(example: tasks.Example, given: Answer) -> None:
         question = example.messages[-1]["content"]

@@ -43,6 +43,8 @@ sys.exit(3)
 """
 RUN = """
 import sys, pathlib, signal
+# Where the tests run in the background of a script, Ctrl-C is inherited as ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from llada_sglang import cli
 from llada_sglang.cli import server
 server.LAUNCH_SERVER = (sys.executable, sys.argv[1])
@@ -76,6 +78,25 @@ def alive(pid: int) -> bool:
 
 def child_of_stand_in(directory: Path) -> int:
     return int((directory / "pids").read_text())
+
+
+def test_a_signal_while_the_server_is_being_started_does_not_lose_it(
+    stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process exists before Popen has returned it."""
+    stand_in(STAND_IN)
+    real, made = subprocess.Popen, []
+
+    def interrupted(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        made.append(real(*arguments, **options))  # type: ignore[call-overload]
+        signal.raise_signal(signal.SIGINT)
+        return made[0]
+
+    monkeypatch.setattr(server.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve("m").__enter__()
+    assert made[0].poll() is not None
+    assert server.session_processes(made[0].pid) == []
 
 
 def test_nothing_is_left_behind_the_block(stand_in: Callable[[str], None], tmp_path: Path) -> None:
