@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from llada_sglang.scheduler.planner import RowSpan
     from llada_sglang.scheduler.state import BlockState
 
-HEAD_BYTES = 64 << 20
-"""Most bytes of float32 logits alive at once; a wider head is run in chunks of positions."""
+CPU_HEAD_BYTES = 64 << 20
+DEVICE_HEAD_BYTES = 1 << 30
+"""Most bytes of logits alive at once; a wider head is run in chunks of positions. Each chunk
+reads the head's weights again, which a cache forgives and an accelerator's memory does not."""
 
 
 class StepResult(NamedTuple):
@@ -159,7 +161,8 @@ class BlockRunner:
     def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Candidate and confidence at the masked positions `where` of `hidden`."""
         start, end = self.model.vocab_shard_range()
-        chunk = max(1, HEAD_BYTES // (4 * (end - start)))
+        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
+        chunk = max(1, most // (4 * (end - start)))
         parts = [
             vocab_statistics(
                 self.model.head_logits(hidden[rows]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -62,6 +63,7 @@ def running(directory: Path, *arguments: str) -> Iterator[Running]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(directory)},  # where the log of a failure is kept
         text=True,
     )
     try:

@@ -49,6 +49,7 @@ from llada_sglang import cli
 from llada_sglang.cli import server
 server.LAUNCH_SERVER = (sys.executable, sys.argv[1])
 cli._leave_on_signals()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 with server.serve("model"):
     pathlib.Path("up").touch()
     signal.pause()
@@ -86,6 +87,7 @@ def test_a_signal_while_the_server_is_being_started_does_not_lose_it(
     """The process exists before Popen has returned it."""
     stand_in(STAND_IN)
     real, made = subprocess.Popen, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupted(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
         made.append(real(*arguments, **options))  # type: ignore[call-overload]
@@ -93,8 +95,11 @@ def test_a_signal_while_the_server_is_being_started_does_not_lose_it(
         return made[0]
 
     monkeypatch.setattr(server.subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        server.serve("m").__enter__()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.serve("m").__enter__()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert made[0].poll() is not None
     assert server.session_processes(made[0].pid) == []
 
@@ -197,6 +202,9 @@ def test_a_signal_to_the_command_ends_the_server_too(number: int, tmp_path: Path
     child = child_of_stand_in(tmp_path)
     assert alive(child)
     os.kill(command.pid, number)
-    command.communicate(timeout=60)
+    try:
+        command.communicate(timeout=60)
+    finally:
+        command.kill()
     assert command.returncode != 0
     assert not alive(child)
