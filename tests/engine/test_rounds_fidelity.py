@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ Question = tuple[list[int], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def engine(nano: Path) -> InProcessEngine:
-    return InProcessEngine(str(nano), "--dtype", "float32", "--enable-priority-scheduling")
+def engine(nano: Path) -> Iterator[InProcessEngine]:
+    # The host and we set variables for child processes; later tests' servers must not see them.
+    before = dict(os.environ)
+    yield InProcessEngine(str(nano), "--dtype", "float32", "--enable-priority-scheduling")
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
