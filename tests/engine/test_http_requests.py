@@ -178,7 +178,8 @@ def test_a_stream_brings_every_token_once_and_no_empty_chunk(nano_server, oracle
     assert chunks[-1]["meta_info"]["finish_reason"] == {"type": "length", "length": 100}
     assert chunks[-1]["meta_info"]["denoise_forwards"] == expected.forwards
     assert all(lengths), "no chunk without new tokens"
-    assert len(chunks) == 4, "35 tokens of prompt: blocks of 29, 32, 32 and 7 tokens"
+    # 35 tokens of prompt: blocks of 29, 32, 32 and 7 tokens. A slow reader gets some together.
+    assert len(chunks) <= 4
 
 
 def test_stop_strings_and_token_ids_cut_the_text(nano_server) -> None:
