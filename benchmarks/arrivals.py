@@ -36,6 +36,15 @@ class Window:
         return len(self.samples()) > len(self.blocks)
 
 
+@dataclass(slots=True)
+class Windows:
+    """Both windows over the same running requests, and the tokens these had made at the end."""
+
+    alone: Window
+    loaded: Window
+    output_ids: list[list[int]]
+
+
 async def measure(
     url: str,
     running: Sequence[tuple[int, ...]],
@@ -44,7 +53,7 @@ async def measure(
     seconds: float,
     period: float = 1.0,
     patience: float = 60.0,
-) -> tuple[Window, Window]:
+) -> Windows:
     """Two windows over the same running requests: alone, then with a prompt every `period`.
 
     An arriving prompt asks for one output token, so that it is the prompt that loads the server.
@@ -83,7 +92,7 @@ async def measure(
         await asyncio.gather(*streams, *prompts, return_exceptions=True)
         async with client.post(f"{url}/abort_request", json={"rid": "", "abort_all": True}):
             pass
-    return alone, loaded
+    return Windows(alone, loaded, [reply.output_ids for reply in replies])
 
 
 def _window(replies: Sequence[Reply], start: float, end: float) -> Window:

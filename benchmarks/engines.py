@@ -9,8 +9,7 @@ which says that layers are torch-native. Without it the host does not start on a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -26,7 +25,7 @@ from servers import Server, ServerSpec, serve  # type: ignore[import-not-found] 
 OURS, STOCK = "llada_sglang", "stock"
 NO_PLUGIN = "none"
 
-__all__ = ["OURS", "STOCK", "Server", "ServerSpec", "both", "scheduler_process", "serve", "spec"]
+__all__ = ["OURS", "STOCK", "Server", "ServerSpec", "scheduler_process", "serve", "spec"]
 
 
 def stock_environment() -> dict[str, str]:
@@ -41,8 +40,8 @@ def spec(engine: str, model: Path, flags: Sequence[str]) -> ServerSpec:
     """How to start `engine` on `model`; `flags` are given to both engines alike.
 
     Ours needs none. Stock needs its decoding algorithm named, remote code for the configuration
-    class, and on a CPU its device, its attention backend and no graphs; `--sleep-on-idle`, which
-    ours has by default there, keeps it from spinning while the other one is measured.
+    class, and on a CPU its device, its attention backend, no graphs, and `--sleep-on-idle`, which
+    ours has by default there.
     """
     if engine == OURS:
         return ServerSpec(str(model.resolve()), tuple(flags))
@@ -59,19 +58,6 @@ def in_words(engine: str, flags: Sequence[str]) -> str:
     chosen = spec(engine, Path("DIR"), flags)
     variables = [f"{name}={value}" for name, value in chosen.environment]
     return " ".join([*variables, "python -m sglang.launch_server --model-path DIR", *chosen.flags])
-
-
-@contextmanager
-def both(
-    model: Path, logs: Path, *, ours: Sequence[str], stock: Sequence[str]
-) -> Iterator[dict[str, Server]]:
-    """Both servers side by side, so that measurements can alternate; an idle one sleeps."""
-    logs.mkdir(parents=True, exist_ok=True)
-    with (
-        serve(spec(STOCK, model, stock), logs / "stock.log") as stock_server,
-        serve(spec(OURS, model, ours), logs / "ours.log") as our_server,
-    ):
-        yield {OURS: our_server, STOCK: stock_server}
 
 
 def scheduler_process(server: Server) -> psutil.Process:

@@ -1,17 +1,16 @@
 """Ours against stock in one run: `python -m benchmarks.throughput --model DIR --workload random`.
 
-Both servers are up, one is measured at a time, in turn, and the order turns with every repetition.
-Both get the same prompts; a speed is shown only where they gave the same tokens.
+One server is up at a time. In every repetition both are started and measured, the one after the
+other, and the order turns. Both get the same prompts; a speed is shown only where they gave the
+same tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,124 +18,116 @@ from pathlib import Path
 from benchmarks import arrivals, report
 from benchmarks.client import Reply, Task, ask_all
 from benchmarks.comparison import HEADER, Cell
-from benchmarks.engines import OURS, REPOSITORY, STOCK, Server, both, in_words, scheduler_process
+from benchmarks.engines import (
+    OURS,
+    REPOSITORY,
+    STOCK,
+    Server,
+    in_words,
+    scheduler_process,
+    serve,
+    spec,
+)
 from benchmarks.workloads import WORKLOADS, ChatTasks, RandomTokens
 
 MODULE = "benchmarks.throughput"
 SECTIONS = ("concurrency", "first-block", "output-length", "arrivals")
+TOKENS_PER_SECOND = "output tokens/s, concurrent"
+BLOCK = 32
 MIB = 1 << 20
 
 
 @dataclass(slots=True)
 class Bench:
-    """Both servers and what was measured so far."""
+    """What was measured so far.
 
-    servers: dict[str, Server]
+    cells: by what was measured and at which size. waiting: replies of the engine that went first
+    in the running repetition, until the other one has answered the same requests.
+    """
+
     workload: RandomTokens | ChatTasks
     arguments: argparse.Namespace
-    cells: list[Cell] = field(default_factory=list)
-    memory: Cell | None = None
+    cells: dict[tuple[str, int], Cell] = field(default_factory=dict)
+    waiting: dict[tuple[str, int], dict[str, Sequence[Reply]]] = field(default_factory=dict)
+    memory: dict[str, list[float]] = field(default_factory=lambda: {OURS: [], STOCK: []})
     forwards: list[float] = field(default_factory=list)
-    windows: dict[str, list[tuple[arrivals.Window, arrivals.Window]]] = field(default_factory=dict)
+    windows: dict[str, list[arrivals.Windows]] = field(default_factory=dict)
 
-    def in_turn(self, repetition: int) -> Sequence[str]:
-        return (OURS, STOCK) if repetition % 2 else (STOCK, OURS)
+    def visit(self, engine: str, server: Server, repetition: int) -> None:
+        """Run all sections once against one engine."""
+        for size in (1, 2):
+            # Compile and touch what a first request does.
+            warm = [Task(self.workload.prompt(90 + i, 96), 32) for i in range(size)]
+            _ask(server, warm, size)
+        for section in self.arguments.sections:
+            getattr(self, "_" + section.replace("-", "_"))(engine, server, repetition)
 
-    def ask(
-        self, engine: str, tasks: Sequence[Task], concurrency: int, stream: bool
-    ) -> list[Reply]:
-        url = self.servers[engine].url
-        return asyncio.run(ask_all(url, tasks, concurrency=concurrency, stream=stream))
+    def memory_cell(self) -> Cell | None:
+        """Memory at the greatest concurrency, shown where the tokens were the same."""
+        size = max(self.arguments.concurrency)
+        measured = self.cells.get((TOKENS_PER_SECOND, size))
+        if measured is None:
+            return None
+        cell = Cell("memory beyond idle, MiB, running", size, larger_is_better=False, digits=0)
+        cell.values, cell.differences = self.memory, measured.differences
+        cell.errors, cell.requests = measured.errors, measured.requests
+        return cell
 
-    def warm_up(self) -> None:
-        """Compile and touch what a first request does, in both servers."""
-        for engine in self.servers:
-            for size in (1, 2):
-                tasks = [Task(self.workload.prompt(90 + i, 96), 32) for i in range(size)]
-                self.ask(engine, tasks, size, False)
-
-    def concurrency(self) -> None:
+    def _concurrency(self, engine: str, server: Server, repetition: int) -> None:
         """Output tokens per second, and memory at the greatest concurrency."""
         for size in self.arguments.concurrency:
-            cell = Cell("output tokens/s, concurrent", size, larger_is_better=True, digits=1)
-            self.cells.append(cell)
-            memory = Cell("memory beyond idle, MiB, running", size, False, digits=0)
-            for repetition in range(self.arguments.repetitions):
-                tasks = self.workload.short(100 + 10 * size + repetition, size)
-                replies: dict[str, Sequence[Reply]] = {}
-                for engine in self.in_turn(repetition):
-                    before = _reset_peak(self.servers[engine])
-                    replies[engine] = self.ask(engine, tasks, size, False)
-                    peak = _peak(self.servers[engine])
-                    memory.values[engine].append((peak - before) / MIB)
-                    self._note(cell, engine, replies[engine])
-                cell.add(repetition, replies, _tokens_per_second)
+            tasks = self.workload.short(100 + 10 * size + repetition, size)
+            before = _reset_peak(server)
+            replies = _ask(server, tasks, size)
+            if size == max(self.arguments.concurrency):
+                self.memory[engine].append((_peak(server) - before) / MIB)
+            if engine == OURS:
                 self.forwards += [
-                    reply.meta["denoise_forwards"] / -(-len(reply.output_ids) // 32)
-                    for reply in replies[OURS]
-                    if reply.error is None and len(reply.output_ids) % 32 == 0
+                    reply.meta["denoise_forwards"] / (len(reply.output_ids) // BLOCK)
+                    for reply in replies
+                    if reply.error is None and len(reply.output_ids) % BLOCK == 0
                 ]
-            memory.differences, memory.errors = cell.differences, cell.errors
-            memory.requests = cell.requests
-            self.memory = memory
+            cell = self._cell(TOKENS_PER_SECOND, size, larger_is_better=True, digits=1)
+            self._add(cell, engine, repetition, replies, _tokens_per_second)
 
-    def first_block(self) -> None:
+    def _first_block(self, engine: str, server: Server, repetition: int) -> None:
         """Seconds from sending a prompt to the first tokens, one request at a time."""
         for length in self.arguments.prompts:
-            cell = Cell("s to first block, prompt tokens", length, larger_is_better=False)
-            self.cells.append(cell)
-            for repetition in range(self.arguments.repetitions):
-                task = Task(self.workload.prompt(200 + repetition, length), 32)
-                self._repeat(cell, repetition, task, lambda replies: replies[0].first)
+            task = Task(self.workload.prompt(200 + repetition, length), BLOCK)
+            replies = _ask(server, [task], 1, stream=True)
+            cell = self._cell("s to first block, prompt tokens", length, larger_is_better=False)
+            self._add(cell, engine, repetition, replies, lambda replies: replies[0].first)
 
-    def output_length(self) -> None:
+    def _output_length(self, engine: str, server: Server, repetition: int) -> None:
         """Seconds to the end of an answer of fixed length, one request at a time."""
         for length in self.arguments.outputs:
-            cell = Cell("s to the end, output tokens", length, larger_is_better=False)
-            self.cells.append(cell)
-            for repetition in range(self.arguments.repetitions):
-                task = Task(self.workload.prompt(300 + repetition, 64), length)
-                self._repeat(cell, repetition, task, lambda replies: replies[0].seconds)
+            task = Task(self.workload.prompt(300 + repetition, 64), length)
+            replies = _ask(server, [task], 1, stream=True)
+            cell = self._cell("s to the end, output tokens", length, larger_is_better=False)
+            self._add(cell, engine, repetition, replies, lambda replies: replies[0].seconds)
 
-    def arrivals(self) -> None:
+    def _arrivals(self, engine: str, server: Server, repetition: int) -> None:
         """Block latency of running requests, alone and beside arriving prompts."""
         seconds, length = self.arguments.window, self.arguments.arriving_prompt
-        for repetition in range(self.arguments.repetitions):
-            for engine in self.in_turn(repetition):
-                seed = 1000 * (repetition + 1)
-                running = [
-                    self.workload.prompt(seed + i, 64) for i in range(self.arguments.running)
-                ]
-                arriving = [
-                    self.workload.prompt(seed + 500 + i, length) for i in range(int(seconds))
-                ]
-                server = self.servers[engine]
-                pair = asyncio.run(arrivals.measure(server.url, running, arriving, seconds=seconds))
-                self.windows.setdefault(engine, []).append(pair)
-                print(f"arrivals {engine}: {pair}", file=sys.stderr, flush=True)
-                self._settle(engine)
+        seed = 1000 * (repetition + 1)
+        running = [self.workload.prompt(seed + i, 64) for i in range(self.arguments.running)]
+        arriving = [self.workload.prompt(seed + 500 + i, length) for i in range(int(seconds))]
+        windows = asyncio.run(arrivals.measure(server.url, running, arriving, seconds=seconds))
+        self.windows.setdefault(engine, []).append(windows)
+        print(f"arrivals: {engine} {windows.alone} {windows.loaded}", file=sys.stderr, flush=True)
 
-    def _settle(self, engine: str) -> None:
-        """Wait until the server has dropped what was aborted: a small request runs alone."""
-        started = time.monotonic()
-        seed = random.randrange(1 << 30)
-        self.ask(engine, [Task(self.workload.prompt(seed, 32), 1)], 1, False)
-        print(f"settled in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+    def _cell(self, what: str, size: int, *, larger_is_better: bool, digits: int = 2) -> Cell:
+        fresh = Cell(what, size, larger_is_better, digits)
+        return self.cells.setdefault((what, size), fresh)
 
-    def _repeat(
+    def _add(
         self,
         cell: Cell,
+        engine: str,
         repetition: int,
-        task: Task,
+        replies: Sequence[Reply],
         figure: Callable[[Sequence[Reply]], float],
     ) -> None:
-        replies: dict[str, Sequence[Reply]] = {}
-        for engine in self.in_turn(repetition):
-            replies[engine] = self.ask(engine, [task], 1, True)
-            self._note(cell, engine, replies[engine])
-        cell.add(repetition, replies, figure)
-
-    def _note(self, cell: Cell, engine: str, replies: Sequence[Reply]) -> None:
         errors = [reply.error for reply in replies if reply.error]
         spent = max(r.ended for r in replies) - min(r.started for r in replies)
         print(
@@ -144,6 +135,16 @@ class Bench:
             file=sys.stderr,
             flush=True,
         )
+        by_engine = self.waiting.setdefault((cell.what, cell.size), {})
+        by_engine[engine] = replies
+        if len(by_engine) == 2:
+            cell.add(repetition, self.waiting.pop((cell.what, cell.size)), figure)
+
+
+def _ask(
+    server: Server, tasks: Sequence[Task], concurrency: int, *, stream: bool = False
+) -> list[Reply]:
+    return asyncio.run(ask_all(server.url, tasks, concurrency=concurrency, stream=stream))
 
 
 def _tokens_per_second(replies: Sequence[Reply]) -> float:
@@ -165,11 +166,23 @@ def _peak(server: Server) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _arrival_differences(bench: Bench) -> list[str]:
+    """Running requests whose tokens differ, as far as both engines came."""
+    found = []
+    pairs = zip(bench.windows.get(OURS, ()), bench.windows.get(STOCK, ()), strict=False)
+    for repetition, (ours, stock) in enumerate(pairs):
+        for request, (a, b) in enumerate(zip(ours.output_ids, stock.output_ids, strict=True)):
+            length = min(len(a), len(b))
+            if a[:length] != b[:length]:
+                found.append(f"run {repetition + 1} request {request + 1}")
+    return found
+
+
 def _arrival_rows(bench: Bench) -> list[list[str]]:
     rows = []
     for engine, pairs in bench.windows.items():
         for label, place in (("alone", 0), ("with arrivals", 1)):
-            windows = [pair[place] for pair in pairs]
+            windows = [(pair.alone, pair.loaded)[place] for pair in pairs]
             pooled = [sample for window in windows for sample in window.samples()]
             bound = "at least " if any(window.censored() for window in windows) else ""
             tails = [report.percentile(w.samples(), 0.99) for w in windows if w.samples()]
@@ -188,24 +201,25 @@ def _arrival_rows(bench: Bench) -> list[list[str]]:
     return rows
 
 
-def write(bench: Bench, flags: dict[str, tuple[str, ...]]) -> None:
-    """Write the report from what was measured so far."""
+def write(bench: Bench, flags: dict[str, tuple[str, ...]], repetitions: int) -> None:
+    """Write the report from the repetitions that are complete."""
     arguments = bench.arguments
+    memory = bench.memory_cell()
     parts = [
         f"Checkpoint: {arguments.title}. {bench.workload.words()} Median (least - greatest) of "
-        f"{arguments.repetitions} repetitions, engines in turn, both servers up and the other one "
-        "idle; float32; output tokens only; every prompt is new to the cache. "
+        f"{repetitions} repetitions, engines in turn, one server up at a time, started anew for "
+        "each; float32; output tokens only; every prompt is new to the cache. "
         "A speed is shown only where both gave the same token ids.",
         f"- ours: `{in_words(OURS, flags[OURS])}`\n- stock: `{in_words(STOCK, flags[STOCK])}`. "
         "No plugin is loaded: model class, scheduler, attention and decoding are SGLang's own. "
         "SGLANG_PLATFORM keeps our CPU platform, without which SGLang does not start on a CPU "
         "that has no AMX.",
     ]
-    rows = [cell.row() for cell in bench.cells if any(cell.values.values())]
-    if bench.memory is not None:
-        rows.append(bench.memory.row())
+    rows = [cell.row() for cell in bench.cells.values()]
+    if memory is not None:
+        rows.append(memory.row())
     parts.append(report.table(HEADER, rows))
-    if bench.memory is not None:
+    if memory is not None:
         parts.append(
             "Memory: peak resident memory of the scheduler process during the run minus what was "
             "resident, weights and pool included, when it was idle just before."
@@ -226,17 +240,21 @@ def write(bench: Bench, flags: dict[str, tuple[str, ...]]) -> None:
             '"at least" where a request was still waiting, longer than for any block, when the '
             "window closed. p99 per repetition; prompts: answered within the window."
         )
-        parts.append(report.table(header, _arrival_rows(bench)))
+        differing = _arrival_differences(bench)
+        if differing:
+            parts.append(f"No latency is shown: tokens differ in {'; '.join(differing[:4])}.")
+        else:
+            parts.append(report.table(header, _arrival_rows(bench)))
     parts.append(f"![plots]({arguments.name}.png)")
     report.write(arguments.name, f"Throughput: {arguments.title}", MODULE, parts)
     _draw(bench)
 
 
 def _draw(bench: Bench) -> None:
-    kinds = list(dict.fromkeys(c.what for c in bench.cells if c.medians() is not None))
+    kinds = list(dict.fromkeys(c.what for c in bench.cells.values() if c.medians() is not None))
     figure, axes = report.plots(max(1, len(kinds) + bool(bench.windows)))
     for axis, kind in zip(axes, kinds, strict=False):
-        chosen = [c for c in bench.cells if c.what == kind and c.medians() is not None]
+        chosen = [c for c in bench.cells.values() if c.what == kind and c.medians() is not None]
         for engine, marker in ((OURS, "o-"), (STOCK, "s--")):
             medians = [statistics.median(c.values[engine]) for c in chosen]
             spread = [
@@ -251,11 +269,13 @@ def _draw(bench: Bench) -> None:
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     if bench.windows:
-        labels, values = [], []
+        labels: list[str] = []
+        values: list[list[float]] = []
         for engine, pairs in bench.windows.items():
             for label, place in (("alone", 0), ("arrivals", 1)):
                 labels.append(f"{engine}\n{label}")
-                values.append([s for pair in pairs for s in pair[place].samples()] or [0.0])
+                windows = [(pair.alone, pair.loaded)[place] for pair in pairs]
+                values.append([s for window in windows for s in window.samples()] or [1e-3])
         axes[-1].boxplot(values)
         axes[-1].set_xticklabels(labels, fontsize=7)
         axes[-1].set(ylabel="block latency, s", yscale="log")
@@ -282,13 +302,15 @@ def main() -> None:
     arguments = parser.parse_args()
     common = ("--dtype", "float32", *arguments.flags.split())
     flags = {OURS: common, STOCK: (*common, *arguments.stock_flags.split())}
-    logs = REPOSITORY / "build" / "benchmark-logs" / arguments.name
-    with both(arguments.model, logs, ours=flags[OURS], stock=flags[STOCK]) as servers:
-        bench = Bench(servers, WORKLOADS[arguments.workload](arguments.model), arguments)
-        bench.warm_up()
-        for section in arguments.sections:
-            getattr(bench, section.replace("-", "_"))()
-            write(bench, flags)
+    logs = REPOSITORY / "build" / "benchmark-logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    bench = Bench(WORKLOADS[arguments.workload](arguments.model), arguments)
+    for repetition in range(arguments.repetitions):
+        for engine in (OURS, STOCK) if repetition % 2 else (STOCK, OURS):
+            log = logs / f"{arguments.name}-{engine}.log"
+            with serve(spec(engine, arguments.model, flags[engine]), log) as server:
+                bench.visit(engine, server, repetition)
+        write(bench, flags, repetition + 1)
 
 
 if __name__ == "__main__":
