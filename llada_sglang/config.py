@@ -10,6 +10,7 @@ from typing import Any
 from llada_sglang.errors import DecodeParamError
 
 POLICIES = ("threshold",)
+STREAM_MODES = ("block", "denoise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class DecodeParams:
     minimal_topk: caps `steps` at gen_length // minimal_topk, as the published code does.
     eos_early_stop: end as soon as an EOS stands behind no mask, instead of at the block's end;
         the text is the same, the steps behind the EOS are saved.
+    stream_mode: what a stream of /generate brings: `block`, a chunk per block with new text, or
+        `denoise`, also one per step with the unresolved canvas in `meta_info`, as provisional.
+    trace: report, for every output token, the step of its block that unmasked it and its
+        confidence then, as `unmask_step` and `unmask_confidence` in `meta_info`.
     """
 
     policy: str = "threshold"
@@ -30,6 +35,8 @@ class DecodeParams:
     steps: int = 32
     minimal_topk: int = 1
     eos_early_stop: bool = True
+    stream_mode: str = "block"
+    trace: bool = False
 
     def __post_init__(self) -> None:
         _check(self.policy in POLICIES, "policy", self.policy, f"one of {', '.join(POLICIES)}")
@@ -38,12 +45,11 @@ class DecodeParams:
         for name in ("steps", "minimal_topk"):
             _integer(self, name)
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _check(
-            isinstance(self.eos_early_stop, bool),
-            "eos_early_stop",
-            self.eos_early_stop,
-            "true or false",
-        )
+        for name in ("eos_early_stop", "trace"):
+            value = getattr(self, name)
+            _check(isinstance(value, bool), name, value, "true or false")
+        modes = ", ".join(STREAM_MODES)
+        _check(self.stream_mode in STREAM_MODES, "stream_mode", self.stream_mode, f"one of {modes}")
 
     @classmethod
     def parse(

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from llada_sglang.reference.model import LLaDA2
+from llada_sglang.reference.tokens import GREEDY, TokenRules, choose, noise, penalized
 
 LogitsFn = Callable[[Tensor], Tensor]
+
+_FORBIDDEN = -1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Decoded:
     output_ids: the generated ids; with finish_reason "stop" the last one is the EOS.
     steps_per_block: denoise forwards of each block that was generated into, in order.
     unmask_step, confidence: for every output id, the step of its block that unmasked it (from 0)
-        and the probability it had then.
+        and the probability it had then. logprob: for every output id, its log-probability then,
+        after penalties, bias and temperature and before any filter.
     """
 
     output_ids: tuple[int, ...]
@@ -34,6 +38,7 @@ class Decoded:
     steps_per_block: tuple[int, ...]
     unmask_step: tuple[int, ...]
     confidence: tuple[float, ...]
+    logprob: tuple[float, ...] = ()
 
     @property
     def forwards(self) -> int:
@@ -72,6 +77,7 @@ def decode(
     minimal_topk: int = 1,
     eos_early_stop: bool = True,
     ignore_eos: bool = False,
+    rules: TokenRules = GREEDY,
 ) -> Decoded:
     """Decode one prompt with the reference model, on the model's device."""
     device = model.lm_head.weight.device
@@ -87,6 +93,7 @@ def decode(
         minimal_topk=minimal_topk,
         eos_early_stop=eos_early_stop,
         ignore_eos=ignore_eos,
+        rules=rules,
     )
 
 
@@ -103,6 +110,7 @@ def decode_with(
     minimal_topk: int = 1,
     eos_early_stop: bool = True,
     ignore_eos: bool = False,
+    rules: TokenRules = GREEDY,
 ) -> Decoded:
     """Decode one prompt with any `logits_of`: int64 [length] -> float32 [length, vocab].
 
@@ -121,6 +129,7 @@ def decode_with(
     masked = [False] * start
     unmask_step: dict[int, int] = {}
     confidence: dict[int, float] = {}
+    logprob: dict[int, float] = {}
     steps_per_block: list[int] = []
     end: int | None = None
 
@@ -132,20 +141,28 @@ def decode_with(
         while any(masked[low : min(high, limit)]):
             logits = logits_of(torch.tensor(canvas))[low:high].float().clone()
             logits[:, mask_id] = float("-inf")
-            probability = logits.softmax(-1)
-            candidate = logits.argmax(-1)
-            sureness = {
-                position: float(probability[position - low, candidate[position - low]])
-                for position in range(low, high)
-                if masked[position]
-            }
+            resolved = [canvas[at] for at in range(start, high) if not masked[at]]
+            candidate: dict[int, int] = {}
+            sureness: dict[int, float] = {}
+            scores: dict[int, float] = {}
+            for position in range(low, high):
+                if masked[position]:
+                    row = penalized(logits[position - low], rules, prompt_ids, resolved)
+                    if position < start + rules.min_new_tokens:
+                        row[list(stops)] = _FORBIDDEN
+                    number = noise(rules.seed, position, step)
+                    token, sureness[position] = choose(row, rules, number)
+                    scaled = row.double() / (rules.temperature or 1.0)
+                    candidate[position] = token
+                    scores[position] = float(scaled.log_softmax(-1)[token])
             chosen = [position for position, p in sureness.items() if p > threshold]
             least = schedule[step]
             if len(chosen) < least:
                 ranking = sorted(sureness, key=lambda at: (-grade(sureness[at]), at))
                 chosen = ranking[:least]
             for position in chosen:
-                canvas[position] = int(candidate[position - low])
+                canvas[position] = candidate[position]
+                logprob[position] = scores[position]
                 masked[position] = False
                 unmask_step[position] = step
                 confidence[position] = sureness[position]
@@ -169,6 +186,7 @@ def decode_with(
         steps_per_block=tuple(steps_per_block),
         unmask_step=tuple(unmask_step[position] for position in span),
         confidence=tuple(confidence[position] for position in span),
+        logprob=tuple(logprob[position] for position in span),
     )
 
 

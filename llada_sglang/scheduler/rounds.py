@@ -5,19 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from llada_sglang.scheduler.planner import RowSpan, plan_rows
-from llada_sglang.scheduler.state import MASKED, BlockState, RequestRecord
+from llada_sglang.scheduler.state import (
+    MASKED,
+    BlockDetails,
+    BlockState,
+    Provisional,
+    RequestRecord,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
     from llada_sglang.scheduler.canvas import CanvasTable
     from llada_sglang.scheduler.kv import BlockKV
+    from llada_sglang.scheduler.options import TokenOptions
     from llada_sglang.scheduler.runner import BlockRunner, StepResult
 
 logger = logging.getLogger(__name__)
@@ -109,6 +117,8 @@ class Rounds:
             return False
 
         self._admitted += 1
+        record.stop_ids = stop_ids(req)
+        record.schedule = record.params.schedule(block, text_end - prompt_len)
         state = BlockState(
             req=req,
             record=record,
@@ -124,15 +134,16 @@ class Rounds:
         state.slot = self.table.acquire(
             context,
             threshold=record.params.threshold,
-            schedule=record.params.schedule(block, text_end - prompt_len),
-            stop_ids=stop_ids(req) if record.params.eos_early_stop else (),
+            schedule=record.schedule,
+            stop_ids=record.stop_ids if record.params.eos_early_stop else (),
             text_start=prompt_len,
             text_end=text_end,
         )
         if record.saved_canvas is not None and record.saved_front == front:
             state.canvas, state.step = record.saved_canvas, record.saved_step
+            state.details = record.saved_details
             self.table.restore(state.slot, front, state.canvas)
-        record.saved_canvas = None
+        record.saved_canvas = record.saved_details = None
         self.states.append(state)
         self._count_admission(req, prefix)
         return True
@@ -154,6 +165,7 @@ class Rounds:
 
     def end(self, state: BlockState) -> None:
         """Release a finished request; its committed blocks stay in the tree."""
+        state.record.provisional = None
         self.kv.close_row(state)
         self.table.release(state.slot)
         self.states.remove(state)
@@ -172,7 +184,7 @@ class Rounds:
         record, req = state.record, state.req
         if keep:
             record.saved_front, record.saved_canvas = state.front, state.canvas
-            record.saved_step = state.step
+            record.saved_step, record.saved_details = state.step, state.details
         self.kv.close_row(state, publish=keep)
         self.table.release(state.slot)
         self.states.remove(state)
@@ -221,37 +233,61 @@ class Rounds:
                 assert result is not None
                 tally.denoise_rows += 1
                 state.record.denoise_forwards += 1
+                if (details := result.details.get(row)) is not None:
+                    self._note(state, result.canvas[row], details)
                 state.step += 1
                 state.canvas = result.canvas[row]
-                if result.settled[row]:
-                    self._emit(state)
+                if state.req.stream and state.record.params.stream_mode == "denoise":
+                    state.record.provisional = Provisional(state.front, state.step, state.canvas)
+                    self.changed[id(state.req)] = state.req
+                if (reason := result.failed.get(row)) is not None:
+                    self._fail(state, reason)
+                elif result.settled[row] or state.record.options.walks:
+                    self._emit(state, settled=bool(result.settled[row]))
                 row += 1
         tally.denoise_forwards += row > 0
         tally.prefill_forwards += tally.prefill_rows > prefills
         tally.commit_forwards += tally.commit_rows > commits
 
-    def _emit(self, state: BlockState) -> None:
-        """Hand out a settled block's text; end the request or roll on to the next block."""
+    def _note(self, state: BlockState, canvas: np.ndarray, details: BlockDetails) -> None:
+        """Keep what the step says of the tokens it unmasked."""
+        if state.details is None:
+            state.details = BlockDetails.like(details)
+        new = np.flatnonzero((state.canvas == MASKED) & (canvas != MASKED))
+        state.details.take(new, details, state.step)
+
+    def _emit(self, state: BlockState, *, settled: bool) -> None:
+        """Hand out resolved text; end the request or, where settled, roll on to the next block."""
         req, canvas = state.req, state.canvas
         masked = np.flatnonzero(canvas == MASKED)
-        settled = int(masked[0]) if masked.size else self.block
-        begin = max(state.text_start - state.front, 0)
-        cut = min(settled, state.text_end - state.front)
+        resolved = int(masked[0]) if masked.size else self.block
+        begin = max(state.text_start + len(req.output_ids) - state.front, 0)
+        cut = min(resolved, state.text_end - state.front)
         text = canvas[begin:cut].tolist()
-        req.output_ids.extend(text)
-        self.tally.output_tokens += len(text)
-        self.changed[id(req)] = req
-        req.update_finish_state(new_accepted_len=len(text))
+        if text:
+            req.output_ids.extend(text)
+            self.tally.output_tokens += len(text)
+            report_tokens(req, state.record.options, state.details, range(begin, cut))
+            req.update_finish_state(new_accepted_len=len(text))
         if req.finished():
             self.end(state)
+        elif not settled:
+            return
         elif state.front + cut >= state.text_end:
             self._end_by_length(state)
         else:
             # Settled early only at a stop or at the budget's end, and both end the request.
             assert not masked.size, f"request {req.rid} settled without an end"
+            self.changed[id(req)] = req
+            state.record.provisional = None
             state.front += self.block
             state.step = 0
+            state.details = None
             state.canvas = np.full(self.block, MASKED, dtype=np.int64)
+
+    def _fail(self, state: BlockState, reason: str) -> None:
+        state.req.finished_reason = FINISH_ABORT(reason, HTTPStatus.BAD_REQUEST, "BadRequestError")
+        self.end(state)
 
     def _end_by_length(self, state: BlockState) -> None:
         req = state.req
@@ -272,6 +308,32 @@ class Rounds:
             req.cached_tokens_device += prefix
             self.tally.prompt_tokens += len(req.origin_input_ids)
             self.tally.cached_tokens += prefix
+
+
+def report_tokens(
+    req: Req, options: TokenOptions, details: BlockDetails | None, columns: range
+) -> None:
+    """Append what is reported of the emitted columns of a block to the request's lists."""
+    if not options.reports:
+        return
+    assert details is not None
+    assert details.step is not None
+    begin, end = columns.start, columns.stop
+    if options.trace:
+        info = req.customized_info
+        info["unmask_step"] += details.step[begin:end].tolist()
+        info["unmask_confidence"] += details.confidence[begin:end].tolist()
+    if options.logprobs:
+        assert details.logprob is not None
+        out = req.logprob
+        out.output_token_logprobs_val += details.logprob[begin:end].tolist()
+        out.output_token_logprobs_idx += req.output_ids[-len(columns) :].tolist()
+        if details.top_values is not None and details.top_ids is not None:
+            out.output_top_logprobs_val += details.top_values[begin:end].tolist()
+            out.output_top_logprobs_idx += details.top_ids[begin:end].astype(np.int64).tolist()
+        if details.id_values is not None:
+            out.output_token_ids_logprobs_val += details.id_values[begin:end].tolist()
+            out.output_token_ids_logprobs_idx += [list(options.logprob_ids)] * len(columns)
 
 
 def stop_ids(req: Req) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,18 +13,28 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from torch import Tensor
 
 from llada_sglang.decoding.finish import settled_rows
-from llada_sglang.decoding.statistics import ShardStatistics, combine_shards
+from llada_sglang.decoding.penalties import penalize
+from llada_sglang.decoding.sampling import draw, uniform
+from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
 from llada_sglang.decoding.threshold import unmask_confident
 from llada_sglang.kernels import vocab_statistics
-from llada_sglang.scheduler.state import MASKED
+from llada_sglang.scheduler.grammar import walk
+from llada_sglang.scheduler.state import MASKED, BlockDetails
 
 if TYPE_CHECKING:
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from llada_sglang.decoding.sampling import Sampling
     from llada_sglang.scheduler.canvas import CanvasTable
     from llada_sglang.scheduler.planner import RowSpan
     from llada_sglang.scheduler.state import BlockState
+
+logger = logging.getLogger(__name__)
+
+FORBIDDEN = -1e30
+"""Logit of a stop id before min_new_tokens: finite, so that it can still be chosen where a grammar
+allows nothing else."""
 
 CPU_HEAD_BYTES = 64 << 20
 DEVICE_HEAD_BYTES = 1 << 30
@@ -33,11 +45,31 @@ reads the head's weights again, which a cache forgives and an accelerator's memo
 class StepResult(NamedTuple):
     """What the host learns of one step, in the order of its denoise rows.
 
-    canvas: int64 [rows, block], MASKED where still masked. settled: bool [rows].
+    canvas: int64 [rows, block], MASKED where still masked. settled: bool [rows]. details: by row,
+    of the rows that report single tokens. failed: by row, why a constrained row cannot go on.
     """
 
     canvas: np.ndarray
     settled: np.ndarray
+    details: dict[int, BlockDetails]
+    failed: dict[int, str]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """Candidates of one step. candidate: int64 [rows, block]; confidence: float32 [rows, block].
+
+    Both are read at masked positions only. details: per reporting row, tensors of the fields of
+    BlockDetails. walked: per constrained row, the columns it resolved. ended: rows whose grammar
+    is through.
+    """
+
+    candidate: Tensor
+    confidence: Tensor
+    details: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    walked: dict[int, np.ndarray] = field(default_factory=dict)
+    ended: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 class BlockRunner:
@@ -83,8 +115,7 @@ class BlockRunner:
         hidden = self._forward(rows, starts)
         if not active:
             return None
-        masked = np.stack([state.canvas for state in active]) == MASKED
-        return self._denoise(rows[:, finals:], hidden[finals * block :], masked)
+        return self._denoise(rows[:, finals:], hidden[finals * block :], active)
 
     def _forward(self, rows: Tensor, starts: list[int]) -> Tensor:
         """Persist K/V of every row and return hidden states [rows * block, hidden]."""
@@ -120,43 +151,225 @@ class BlockRunner:
         output = self.model_runner.forward(forward_batch).logits_output
         return output.hidden_states
 
-    def _denoise(self, rows: Tensor, hidden: Tensor, masked_host: np.ndarray) -> StepResult:
+    def _denoise(self, rows: Tensor, hidden: Tensor, active: Sequence[BlockState]) -> StepResult:
         table = self.table
         slots, _, first, steps = rows
         position = first[:, None] + self._columns
         where = (slots[:, None], position)
         canvas, masked = table.tokens[where], table.masked[where]
-
-        # The host mirrors every mask, so that finding them costs no device sync.
-        flat = torch.from_numpy(np.flatnonzero(masked_host)).to(self.device, non_blocking=True)
-        found, certain = self._head(hidden, flat)
-        candidate = torch.zeros_like(canvas)
-        candidate.view(-1)[flat] = found
-        confidence = torch.zeros(canvas.shape, dtype=torch.float32, device=self.device)
-        confidence.view(-1)[flat] = certain
-
-        canvas, masked = unmask_confident(
+        choice = self._choose(hidden, active)
+        new_canvas, new_masked = unmask_confident(
             canvas,
             masked,
-            candidate,
-            confidence,
+            choice.candidate,
+            choice.confidence,
             threshold=table.threshold[slots][:, None],
             min_tokens=table.schedule[slots, steps][:, None],
         )
-        table.tokens[where] = canvas
-        table.masked[where] = masked
+        for row, columns in choice.walked.items():
+            new_canvas[row], new_masked[row] = canvas[row], masked[row]
+            new_canvas[row, columns] = choice.candidate[row, columns]
+            new_masked[row, columns] = False
+        table.tokens[where] = new_canvas
+        table.masked[where] = new_masked
         settled = settled_rows(
-            canvas,
-            masked,
+            new_canvas,
+            new_masked,
             first,
             stop_ids=table.stop_ids[slots],
             text_start=table.text_start[slots],
             text_end=table.text_end[slots],
         )
         # The step's only device-to-host copy.
-        packed = torch.cat([canvas.masked_fill(masked, MASKED), settled[:, None].long()], dim=1)
-        report = packed.cpu().numpy()
-        return StepResult(report[:, :-1], report[:, -1].astype(bool))
+        packed = torch.cat(
+            [new_canvas.masked_fill(new_masked, MASKED), settled[:, None].long()], dim=1
+        )
+        if not choice.details:
+            return self._result(packed.cpu().numpy(), choice, {})
+        parts = [packed.double().flatten()]
+        for tensors in choice.details.values():
+            parts += [tensor.double().flatten() for tensor in tensors.values()]
+        flat = torch.cat(parts).cpu().numpy()
+        report, flat = flat[: packed.numel()].astype(np.int64), flat[packed.numel() :]
+        details = {}
+        for row, tensors in choice.details.items():
+            arrays = {}
+            for name, tensor in tensors.items():
+                arrays[name] = flat[: tensor.numel()].reshape(tensor.shape)
+                flat = flat[tensor.numel() :]
+            details[row] = BlockDetails(**arrays)
+        return self._result(report.reshape(packed.shape), choice, details)
+
+    @staticmethod
+    def _result(
+        report: np.ndarray, choice: _Choice, details: dict[int, BlockDetails]
+    ) -> StepResult:
+        settled = report[:, -1].astype(bool)
+        settled[choice.ended] = True
+        return StepResult(report[:, :-1], settled, details, choice.failed)
+
+    def _choose(self, hidden: Tensor, active: Sequence[BlockState]) -> _Choice:
+        """A candidate and its confidence for every masked position.
+
+        hidden: [rows * block, hidden]. Rows that ask for more than the argmax take the general
+        path, and only they pay for it.
+        """
+        block = self.block
+        # The host mirrors every mask, so that finding them costs no device sync.
+        masked = np.stack([state.canvas for state in active]) == MASKED
+        shape = (len(active), block)
+        choice = _Choice(
+            torch.zeros(shape, dtype=torch.int64, device=self.device),
+            torch.zeros(shape, dtype=torch.float32, device=self.device),
+        )
+        general = [i for i, state in enumerate(active) if state.record.options.general]
+        plain = masked
+        if general:
+            plain = masked.copy()
+            plain[general] = False
+        flat = torch.from_numpy(np.flatnonzero(plain)).to(self.device, non_blocking=True)
+        if flat.numel():
+            found, certain = self._head(hidden, flat)
+            choice.candidate.view(-1)[flat] = found
+            choice.confidence.view(-1)[flat] = certain
+        for row, columns, logits in self._general_logits(hidden, masked, general):
+            self._choose_row(choice, row, active[row], columns, logits)
+        for row, state in enumerate(active):
+            if state.record.options.reports:
+                choice.details.setdefault(row, {})["confidence"] = choice.confidence[row]
+        return choice
+
+    def _general_logits(
+        self, hidden: Tensor, masked: np.ndarray, rows: Sequence[int]
+    ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """Yield (row, its masked columns, their logits float32 [columns, vocab]) row by row."""
+        start, end = self.model.vocab_shard_range()
+        columns = {row: np.flatnonzero(masked[row]) for row in rows}
+        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
+        # Several rows share a product with the head as long as their logits fit.
+        budget = max(self.block, most // (4 * (end - start) * self.tp_group.world_size))
+        for chunk in _chunks(rows, [columns[row].size for row in rows], budget):
+            where = np.concatenate([row * self.block + columns[row] for row in chunk])
+            picked = hidden[torch.from_numpy(where).to(self.device, non_blocking=True)]
+            logits = self._gather_logits(self.model.head_logits(picked).float())
+            logits[:, self.table.mask_id] = -torch.inf
+            # One NaN must not decide a block, nor +inf turn a softmax into NaN.
+            limit = torch.finfo(torch.float32).max
+            logits = logits.nan_to_num(nan=-torch.inf, posinf=limit, neginf=-torch.inf)
+            begin = 0
+            for row in chunk:
+                size = columns[row].size
+                yield row, columns[row], logits[begin : begin + size]
+                begin += size
+
+    def _gather_logits(self, local: Tensor) -> Tensor:
+        """The logits of all vocabulary shards, float32 [positions, vocab]."""
+        if self.tp_group.world_size == 1:
+            return local
+        # Shards differ in width where the vocabulary does not divide; collectives want equals.
+        width = self.model.lm_head.num_embeddings_per_partition
+        padded = torch.nn.functional.pad(local, (0, width - local.shape[1]), value=-torch.inf)
+        gathered = self.tp_group.all_gather(padded.contiguous(), dim=-1)
+        return gathered[:, : self.model.config.vocab_size].contiguous()
+
+    def _choose_row(
+        self,
+        choice: _Choice,
+        row: int,
+        state: BlockState,
+        columns: np.ndarray,
+        logits: Tensor,
+    ) -> None:
+        """Candidates of one row on the general path; `logits` are overwritten."""
+        table, options, params = self.table, state.record.options, state.record.params
+        if options.penalties.any:
+            end = state.front + self.block
+            slot = state.slot
+            penalize(
+                logits,
+                options.penalties,
+                table.tokens[slot, :end],
+                ~table.masked[slot, :end],
+                state.text_start,
+            )
+        early = int((columns + state.front < state.text_start + options.min_new_tokens).sum())
+        if early and state.record.stop_ids:
+            stops = torch.tensor(state.record.stop_ids, device=self.device)
+            logits[:early, stops] = FORBIDDEN
+        sampling = options.sampling
+        raw = logits.clone() if options.logprobs else logits
+        at = torch.from_numpy(columns).to(self.device, non_blocking=True)
+        noise = np.zeros(0)
+        if sampling.temperature > 0.0:
+            noise = uniform(sampling.seed, columns + state.front, state.step)
+        grammar = state.req.grammar if options.constrained else None
+        if grammar is None:
+            token, confidence = self._pick(logits, sampling, noise)
+        else:
+
+            def pick(one: Tensor, index: int) -> tuple[int, float]:
+                token, confidence = self._pick(one, sampling, noise[index : index + 1])
+                return int(token), float(confidence)
+
+            room = max(1, min(columns.size, int(state.text_end - state.front - columns[0])))
+            least = state.record.schedule[min(state.step, len(state.record.schedule) - 1)]
+            try:
+                found = walk(
+                    grammar,
+                    logits[:room],
+                    pick,
+                    threshold=params.threshold,
+                    least=least,
+                    tokenizer=state.req.tokenizer,
+                )
+                if grammar.is_terminated():
+                    choice.ended.append(row)
+            except Exception as error:  # a broken grammar ends its request, not the server
+                logger.warning("request %s: %s", state.req.rid, error, exc_info=True)
+                choice.failed[row] = str(error)
+                found = []
+            columns, at = columns[: len(found)], at[: len(found)]
+            raw = raw[: len(found)]
+            choice.walked[row] = columns
+            token = torch.tensor([t for t, _ in found], dtype=torch.int64, device=self.device)
+            confidence = torch.tensor([c for _, c in found], device=self.device)
+        choice.candidate[row, at] = token
+        choice.confidence[row, at] = confidence.float()
+        if options.logprobs:
+            choice.details[row] = self._logprobs(state, raw, token, at)
+
+    def _pick(self, logits: Tensor, sampling: Sampling, noise: np.ndarray) -> tuple[Tensor, Tensor]:
+        if sampling.temperature > 0.0:
+            return draw(logits, sampling, torch.from_numpy(noise).to(self.device))
+        statistics = shard_statistics(logits.clone(), vocab_start=0, mask_id=self.table.mask_id)
+        return combine_shards(ShardStatistics(*(part[None] for part in statistics)))
+
+    def _logprobs(
+        self, state: BlockState, logits: Tensor, token: Tensor, at: Tensor
+    ) -> dict[str, Tensor]:
+        """Log-probabilities at the columns `at`, spread over the block.
+
+        They are those of the distribution the token was drawn from before any filter cut it:
+        after penalties, bias and temperature, as SGLang reports them.
+        """
+        options = state.record.options
+        scores = (logits.double() / (options.sampling.temperature or 1.0)).log_softmax(dim=-1)
+
+        def spread(values: Tensor) -> Tensor:
+            out = torch.zeros(
+                (self.block, *values.shape[1:]), dtype=torch.float64, device=self.device
+            )
+            out[at] = values.double()
+            return out
+
+        found = {"logprob": spread(scores.gather(1, token[:, None])[:, 0])}
+        if options.top_logprobs:
+            top = scores.topk(min(options.top_logprobs, scores.shape[1]), dim=-1)
+            found |= {"top_values": spread(top.values), "top_ids": spread(top.indices)}
+        if options.logprob_ids:
+            ids = torch.tensor(options.logprob_ids, device=self.device)
+            found["id_values"] = spread(scores[:, ids])
+        return found
 
     def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Candidate and confidence at the masked positions `where` of `hidden`."""
@@ -183,3 +396,17 @@ class BlockRunner:
         shards = self.tp_group.all_gather(packed[None], dim=0)
         maximum, token, sum_exp = shards.unbind(dim=1)
         return ShardStatistics(maximum.float(), token.long(), sum_exp.float())
+
+
+def _chunks(rows: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Consecutive rows whose sizes sum to at most `budget`; a greater row comes alone."""
+    chunk: list[int] = []
+    used = 0
+    for row, size in zip(rows, sizes, strict=True):
+        if chunk and used + size > budget:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(row)
+        used += size
+    if chunk:
+        yield chunk

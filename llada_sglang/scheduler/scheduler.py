@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sglang.srt.distributed.parallel_state import get_tp_group
 from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
@@ -17,6 +18,7 @@ from llada_sglang.errors import DecodeParamError
 from llada_sglang.scheduler import algorithm
 from llada_sglang.scheduler.canvas import CanvasTable
 from llada_sglang.scheduler.kv import BlockKV
+from llada_sglang.scheduler.options import TokenOptions
 from llada_sglang.scheduler.rounds import Limits, Rounds
 from llada_sglang.scheduler.runner import BlockRunner
 from llada_sglang.scheduler.state import RequestRecord
@@ -25,12 +27,15 @@ from llada_sglang.serving.output import DiffusionOutputStreamer
 from llada_sglang.serving.requests import RequestRules
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.io_struct import PauseGenerationReqInput
+    from sglang.srt.managers.io_struct import PauseGenerationReqInput, TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 STEPS_PER_ROUND = 4
 """Most steps between two looks at the input queue, while nobody waits and nobody streams."""
+
+GRAMMAR_POLL_SECONDS = 0.005
+"""How long a turn waits for grammars to be compiled where there is nothing else to do."""
 
 CPU_PREFILL_ROWS = 8
 """Prefill rows beside denoise rows where a forward is bound by compute, not by memory."""
@@ -46,6 +51,7 @@ class DiffusionScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rounds: Rounds | None = None
+        self._incoming: TokenizedGenerateReqInput | None = None
         if self._runs_rounds:
             self._init_rounds()
 
@@ -72,8 +78,10 @@ class DiffusionScheduler(Scheduler):
             raise RuntimeError(f"page size {self.page_size} must equal the block size {block}")
         self.rules = RequestRules(
             vocab_size=self.model_config.vocab_size,
+            block_size=block,
             defaults=DecodeParams.server_defaults(config.algorithm_config),
         )
+        self._seeds = np.random.default_rng(self.server_args.random_seed)
         longest = min(self.model_config.context_len, self.max_total_num_tokens) // block * block
         running = min(config.max_running_requests, self.max_running_requests)
         table = CanvasTable(
@@ -123,10 +131,24 @@ class DiffusionScheduler(Scheduler):
         if self.rounds is None:
             return super().validate_dllm_request(req)
         try:
-            req.dllm_algo_state = RequestRecord(self.rules.admit(req))
+            params = self.rules.admit(req, self._incoming)
         except DecodeParamError as error:
             return str(error)
+        # Drawn for every request, so that all ranks stay at the same place of the sequence.
+        seed = int(self._seeds.integers(2**63))
+        options = TokenOptions.read(req, seed=seed, trace=params.trace)
+        req.dllm_algo_state = RequestRecord(params, options)
+        if params.trace:
+            req.customized_info = {"unmask_step": [], "unmask_confidence": []}
         return None
+
+    def handle_generate_request(self, recv_req: TokenizedGenerateReqInput) -> None:
+        """As the host's; what it has not copied to its request yet stays in reach of the rules."""
+        self._incoming = recv_req
+        try:
+            super().handle_generate_request(recv_req)
+        finally:
+            self._incoming = None
 
     def get_next_batch_to_run(
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
@@ -149,6 +171,7 @@ class DiffusionScheduler(Scheduler):
 
     def _admit_waiting(self) -> None:
         assert self.rounds is not None
+        self._collect_grammars()
         if not self.waiting_queue:
             return
         self.policy.calc_priority(
@@ -168,6 +191,19 @@ class DiffusionScheduler(Scheduler):
             self.waiting_queue.remove(req)
         if admitted:
             set_time_batch(admitted, "set_forward_entry_time")
+
+    def _collect_grammars(self) -> None:
+        """Queue the requests whose grammar is compiled, in threads of the host's."""
+        manager = self.grammar_manager
+        if not manager.has_waiting_grammars():
+            return
+        # The host would wait for them; beside running requests one look has to do.
+        if self.running_batch.reqs or self.waiting_queue:
+            manager.SGLANG_GRAMMAR_POLL_INTERVAL = 1e-6
+        else:
+            manager.SGLANG_GRAMMAR_POLL_INTERVAL = GRAMMAR_POLL_SECONDS
+        for req in manager.get_ready_grammar_requests():
+            self._add_request_to_queue(req)
 
     def _admit(self, req: Req, growth: float) -> bool:
         assert self.rounds is not None
@@ -236,7 +272,8 @@ class DiffusionScheduler(Scheduler):
         if self.rounds.changed:
             changed = list(self.rounds.changed.values())
             self.rounds.changed.clear()
-            self.output_streamer.stream_output(changed, False)
+            logprobs = any(req.return_logprob for req in changed)
+            self.output_streamer.stream_output(changed, logprobs)
 
     def _record_step_counters(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:
         # The host would book every denoise step as a prefill.

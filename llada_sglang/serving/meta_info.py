@@ -7,6 +7,9 @@ from typing import Any
 
 COUNTERS = ("denoise_forwards", "prefill_forwards", "tokens_per_forward")
 
+PROVISIONAL = "provisional"
+"""Key of the unresolved block in a chunk of a stream that asked for it; in that chunk only."""
+
 
 def plain_counters(
     original: Callable[..., None],
@@ -22,8 +25,9 @@ def plain_counters(
     The host appends what every chunk brings to a list, which is right for per-token values and
     wrong for counters of the request.
     """
-    counters = {key: customized_info[key][index] for key in COUNTERS if key in customized_info}
-    rest = {key: values for key, values in customized_info.items() if key not in COUNTERS}
+    plain = (*COUNTERS, PROVISIONAL)
+    counters = {key: customized_info[key][index] for key in plain if key in customized_info}
+    rest = {key: values for key, values in customized_info.items() if key not in plain}
     original(manager, meta_info, state, rest, index, finish_reason)
     for key, values in counters.items():
         if values:

@@ -5,74 +5,124 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.sampling.sampling_params import TOP_K_ALL
+from sglang.srt.sampling.sampling_params import (
+    REQUEST_REASONING_END_TOKEN_IDS_KEY,
+    REQUEST_REASONING_IN_GRAMMAR_KEY,
+)
 
 from llada_sglang.config import DecodeParams
 from llada_sglang.errors import DecodeParamError
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
 
-_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-_PENALTIES = (("frequency_penalty", 0.0), ("presence_penalty", 0.0), ("repetition_penalty", 1.0))
-_SAMPLING = (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0), ("sampling_seed", None))
+HOST_KEYS = frozenset(
+    (
+        REQUEST_REASONING_END_TOKEN_IDS_KEY,
+        REQUEST_REASONING_IN_GRAMMAR_KEY,
+        "thinking_budget",
+    )
+)
+"""Keys of custom_params that belong to the host, which reads them for its grammars."""
+
+_UNSERVED = (
+    ("return_hidden_states", "hidden states are not kept over the steps of a block"),
+    ("custom_logit_processor", "a processor sees one position per step, a block has many"),
+    ("return_sampling_mask", "a block draws many tokens per step"),
+    ("return_indexer_topk", "this model has no indexer"),
+    ("return_routed_experts", "a token passes its experts once per step of its block"),
+    ("input_embeds", "a block row starts from token ids"),
+    ("lora_id", "the model's layers carry no adapters (field lora_path)"),
+    ("multimodal_inputs", "the model takes text only"),
+    ("session", "a block may span two turns of a session (field session_params)"),
+)
+"""Attributes of the host's request that must be empty, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
-    """What this server accepts. vocab_size: token ids in [0, vocab_size) are legal."""
+    """What this server accepts.
+
+    vocab_size: token ids in [0, vocab_size) are legal. block_size: of the model.
+    """
 
     vocab_size: int
+    block_size: int
     defaults: DecodeParams
 
-    def admit(self, req: Req) -> DecodeParams:
+    def admit(self, req: Req, given: TokenizedGenerateReqInput | None = None) -> DecodeParams:
         """Return the decoding parameters of a request.
 
+        given: the request as it came, for what `req` does not carry yet. `gen_length` in
+        custom_params becomes the request's max_new_tokens.
         Raises DecodeParamError with the reason where a parameter is invalid, or where the
         request asks for something that would otherwise be ignored.
         """
-        params = DecodeParams.parse(req.sampling_params.custom_params, self.defaults)
-        if reason := self._unserved(req) or self._illegal_token(req):
+        custom = req.sampling_params.custom_params
+        if isinstance(custom, dict):
+            custom = {key: value for key, value in custom.items() if key not in HOST_KEYS}
+            self._check_block_length(custom.pop("block_length", None))
+            self._apply_gen_length(req, custom.pop("gen_length", None))
+        params = DecodeParams.parse(custom, self.defaults)
+        if reason := self._unserved(req, given) or self._illegal_token(req):
             raise DecodeParamError(reason)
         return params
 
-    def _unserved(self, req: Req) -> str | None:
+    def _check_block_length(self, value: Any) -> None:
+        if value is not None and (value != self.block_size or isinstance(value, bool)):
+            raise DecodeParamError(
+                f"block_length must be {self.block_size}, the block size this model was trained "
+                f"with, got {value!r}. Leave it out."
+            )
+
+    def _apply_gen_length(self, req: Req, value: Any) -> None:
+        if value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise DecodeParamError(
+                f"gen_length must be an integer of at least 0, got {value!r}; it is another name "
+                f"for max_new_tokens."
+            )
+        if value < req.sampling_params.min_new_tokens:
+            raise DecodeParamError(
+                f"gen_length must be at least min_new_tokens, "
+                f"{req.sampling_params.min_new_tokens}, got {value}."
+            )
+        req.sampling_params.max_new_tokens = value
+
+    def _unserved(self, req: Req, given: TokenizedGenerateReqInput | None) -> str | None:
+        for name, reason in _UNSERVED:
+            value = getattr(req, name, None)
+            if value is not None and value is not False:
+                return f"{name} is not served for diffusion decoding: {reason}. Leave it out."
         sampling = req.sampling_params
-        for name in _GRAMMARS:
-            if getattr(sampling, name, None):
-                return _refusal(name, "constrained decoding")
-        for name, neutral in _PENALTIES:
-            if getattr(sampling, name) != neutral:
-                return _refusal(name, "a penalty", neutral)
-        # The host turns temperature 0 into top_k 1, and its own default is temperature 1: a
-        # request that says nothing is decoded greedily, as LLaDA2 is published. One that asks
-        # for something else must not be answered as if it had not.
-        if sampling.top_k != 1:
-            for name, default in _SAMPLING:
-                if getattr(sampling, name) != default:
-                    return _refusal(name, "sampling", "temperature 0")
-            if sampling.top_k != TOP_K_ALL:
-                return _refusal("top_k", "sampling", 1)
-        if sampling.logit_bias:
-            return _refusal("logit_bias", "a bias")
-        if sampling.min_new_tokens:
-            return _refusal("min_new_tokens", "a minimum length", 0)
-        if req.return_logprob:
-            return _refusal("return_logprob / logprobs", "log-probabilities", False)
-        if req.return_hidden_states:
-            return _refusal("return_hidden_states", "hidden states", False)
-        if req.custom_logit_processor:
-            return _refusal("custom_logit_processor", "a logit processor")
-        if req.input_embeds is not None:
-            return _refusal("input_embeds", "embeddings as input")
-        if req.lora_id is not None:
-            return _refusal("lora_path", "LoRA")
+        if (sampling.beam_width or 1) > 1:
+            return (
+                f"beam_width must be 1 for diffusion decoding, got {sampling.beam_width}: a block "
+                f"has no single order to search in. Use n for several samples."
+            )
+        if sampling.watermark is not None:
+            return (
+                "watermark is not served for diffusion decoding: it marks tokens drawn one after "
+                "the other. Leave it out."
+            )
+        if req.return_logprob and given is not None:
+            start, length = given.logprob_start_len, len(req.origin_input_ids)
+            if start is not None and 0 <= start < length:
+                return (
+                    f"logprob_start_len must be -1 or at least the prompt's length, {length}, got "
+                    f"{start}: prompt tokens have no log-probability under block diffusion, each "
+                    f"sees its whole block. In OpenAI requests, leave out echo."
+                )
         return None
 
     def _illegal_token(self, req: Req) -> str | None:
         for name, ids in (
             ("input_ids", req.origin_input_ids),
             ("stop_token_ids", req.sampling_params.stop_token_ids or ()),
+            ("logit_bias", [int(i) for i in req.sampling_params.logit_bias or ()]),
+            ("token_ids_logprob", req.logprob.token_ids_logprob or ()),
         ):
             if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 bad = next(i for i in ids if not 0 <= i < self.vocab_size)
@@ -81,10 +131,3 @@ class RequestRules:
                     f"[0, {self.vocab_size}) of this model."
                 )
         return None
-
-
-def _refusal(name: str, what: str, neutral: Any = None) -> str:
-    if isinstance(neutral, str):
-        return f"{name}: {what} is not served for diffusion decoding yet. Use {neutral}."
-    way_out = "Leave it out." if neutral is None else f"Leave it out or set it to {neutral!r}."
-    return f"{name}: {what} is not served for diffusion decoding yet. {way_out}"

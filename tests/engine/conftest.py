@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from checkpoints import write_llada2, write_qwen2
 from servers import Server, ServerPool, ServerSpec
+
+if TYPE_CHECKING:
+    from inprocess import InProcessEngine
+    from oracle import Oracle
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,45 @@ def random_llada2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen2 checkpoint with random weights."""
     return write_qwen2(tmp_path_factory.mktemp("qwen2"))
+
+
+class _EngineHolder:
+    """The one scheduler of this process, and the environment it made for itself."""
+
+    def __init__(self) -> None:
+        self.engine: InProcessEngine | None = None
+        self.environment: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def engine_holder() -> _EngineHolder:
+    """Keeps the engine between modules: SGLang's globals allow one per process."""
+    return _EngineHolder()
+
+
+@pytest.fixture(scope="module")
+def engine(nano: Path, engine_holder: _EngineHolder) -> Iterator[InProcessEngine]:
+    """The real scheduler on nano in this process, in float32."""
+    from inprocess import InProcessEngine
+
+    # The host and we set variables for child processes; other modules' servers must not see them.
+    before = dict(os.environ)
+    os.environ.update(engine_holder.environment)
+    if engine_holder.engine is None:
+        engine_holder.engine = InProcessEngine(
+            str(nano), "--dtype", "float32", "--enable-priority-scheduling"
+        )
+        engine_holder.environment = {
+            key: value for key, value in os.environ.items() if before.get(key) != value
+        }
+    yield engine_holder.engine
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def oracle(nano: Path) -> Oracle:
+    """The reference model on nano."""
+    from oracle import Oracle
+
+    return Oracle(nano)

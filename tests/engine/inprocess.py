@@ -20,6 +20,10 @@ class Answer:
     chunks: list[list[int]] = field(default_factory=list)
     finish: dict[str, Any] | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    traces: dict[str, list[Any]] = field(default_factory=dict)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    id_logprobs: list[list[float]] = field(default_factory=list)
 
 
 class _Collector:
@@ -43,6 +47,19 @@ class _Collector:
             for key, values in info.items():
                 if values[i]:
                     answer.info[key] = values[i][-1]
+                    answer.traces.setdefault(key, []).extend(values[i])
+            if payload.output_token_logprobs_val:
+                assert list(payload.output_token_logprobs_idx[i]) in ([], new)
+                answer.logprobs += payload.output_token_logprobs_val[i]
+                answer.top_logprobs += [
+                    list(zip(ids, values, strict=True))
+                    for ids, values in zip(
+                        payload.output_top_logprobs_idx[i],
+                        payload.output_top_logprobs_val[i],
+                        strict=True,
+                    )
+                ]
+                answer.id_logprobs += payload.output_token_ids_logprobs_val[i]
 
 
 class InProcessEngine:
@@ -86,6 +103,9 @@ class InProcessEngine:
         stream = sampling.pop("stream", False)
         priority = sampling.pop("priority", None)
         return_logprob = sampling.pop("return_logprob", False)
+        top_logprobs_num = sampling.pop("top_logprobs_num", 0)
+        token_ids_logprob = sampling.pop("token_ids_logprob", None)
+        logprob_start_len = sampling.pop("logprob_start_len", -1)
         params = SamplingParams(**({"temperature": 0.0} | sampling))
         params.normalize(self.tokenizer)
         rid = f"r{next(self._ids)}"
@@ -99,9 +119,9 @@ class InProcessEngine:
             mm_inputs=None,
             sampling_params=params,
             return_logprob=return_logprob,
-            logprob_start_len=-1,
-            top_logprobs_num=0,
-            token_ids_logprob=None,
+            logprob_start_len=logprob_start_len,
+            top_logprobs_num=top_logprobs_num,
+            token_ids_logprob=token_ids_logprob,
             stream=stream,
             priority=priority,
             time_stats=SchedulerReqTimeStats(),

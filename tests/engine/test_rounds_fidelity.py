@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,20 +17,6 @@ from llada_sglang.nano.chat import render_prompt
 from llada_sglang.scheduler import scheduler as scheduler_module
 
 Question = tuple[list[int], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def engine(nano: Path) -> Iterator[InProcessEngine]:
-    # The host and we set variables for child processes; later tests' servers must not see them.
-    before = dict(os.environ)
-    yield InProcessEngine(str(nano), "--dtype", "float32", "--enable-priority-scheduling")
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def oracle(nano: Path) -> Oracle:
-    return Oracle(nano)
 
 
 def ask(engine: InProcessEngine, question: Question, **extra: Any) -> str:
