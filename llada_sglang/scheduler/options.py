@@ -21,6 +21,7 @@ class TokenOptions:
     min_new_tokens: the first so many output positions hold no stop id. logprobs: whether each
     token's log-probability is reported; top_logprobs: beside it, of how many likeliest;
     logprob_ids: beside it, of which ids. trace: whether step and confidence are reported.
+    constrained: whether a grammar decides; json: whether it is a JSON schema's.
     walks: whether the text is looked at after every step, not only when a block has settled.
     """
 
@@ -32,6 +33,7 @@ class TokenOptions:
     logprob_ids: tuple[int, ...] = ()
     trace: bool = False
     constrained: bool = False
+    json: bool = False
     walks: bool = False
 
     @property
@@ -82,5 +84,6 @@ class TokenOptions:
             logprob_ids=tuple(req.logprob.token_ids_logprob or ()),
             trace=trace,
             constrained=constrained,
+            json=bool(sampling.json_schema),
             walks=constrained or stops,
         )

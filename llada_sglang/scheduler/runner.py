@@ -18,7 +18,7 @@ from llada_sglang.decoding.sampling import draw, uniform
 from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
 from llada_sglang.decoding.threshold import unmask_confident
 from llada_sglang.kernels import vocab_statistics
-from llada_sglang.scheduler.grammar import walk
+from llada_sglang.scheduler.grammar import illegal_json_ids, walk
 from llada_sglang.scheduler.state import MASKED, BlockDetails
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class BlockRunner:
         self.block = table.block
         self.device = table.device
         self._columns = torch.arange(self.block, device=self.device)
+        self._illegal_json_ids: Tensor | None = None
 
     def step(self, states: Sequence[BlockState], spans: Sequence[RowSpan]) -> StepResult | None:
         """Run the rows of `spans`; returns None if none of them denoises.
@@ -306,6 +307,8 @@ class BlockRunner:
         if grammar is None:
             token, confidence = self._pick(logits, sampling, noise)
         else:
+            if options.json:
+                logits[:, self._illegal_json(state)] = -torch.inf
 
             def pick(one: Tensor, index: int) -> tuple[int, float]:
                 token, confidence = self._pick(one, sampling, noise[index : index + 1])
@@ -321,6 +324,7 @@ class BlockRunner:
                     threshold=params.threshold,
                     least=least,
                     tokenizer=state.req.tokenizer,
+                    before=state.req.output_ids[-4:],
                 )
                 if grammar.is_terminated():
                     choice.ended.append(row)
@@ -337,6 +341,12 @@ class BlockRunner:
         choice.confidence[row, at] = confidence.float()
         if options.logprobs:
             choice.details[row] = self._logprobs(state, raw, token, at)
+
+    def _illegal_json(self, state: BlockState) -> Tensor:
+        if self._illegal_json_ids is None:
+            found = illegal_json_ids(state.req.tokenizer, self.model.config.vocab_size)
+            self._illegal_json_ids = torch.tensor(found, dtype=torch.int64, device=self.device)
+        return self._illegal_json_ids
 
     def _pick(self, logits: Tensor, sampling: Sampling, noise: np.ndarray) -> tuple[Tensor, Tensor]:
         if sampling.temperature > 0.0:

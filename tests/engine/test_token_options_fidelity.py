@@ -167,7 +167,8 @@ def test_a_trace_alone_costs_no_general_path(engine: InProcessEngine, oracle: Or
 def test_without_a_seed_draws_differ(engine: InProcessEngine) -> None:
     prompt = prompt_of(engine, 2)
     rids = [
-        engine.submit(prompt, max_new_tokens=64, temperature=2.0, ignore_eos=True) for _ in range(4)
+        engine.submit(prompt, max_new_tokens=64, temperature=50.0, ignore_eos=True)
+        for _ in range(4)
     ]
     engine.run()
     assert len({tuple(engine.answers[rid].ids) for rid in rids}) == 4
