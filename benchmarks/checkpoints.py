@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -26,7 +27,6 @@ from llada_sglang.checkpoint import read_family
 from llada_sglang.nano import chat, tasks
 from llada_sglang.nano.tokenizer import token_id
 from llada_sglang.reference.checkpoint import load_model, read_tensors
-from llada_sglang.reference.model import LLaDA2, block_causal_mask
 
 VOCABULARY = 157_184
 MASK_ID, END_ID, ROLE_END_ID = 156_895, 156_892, 156_900
@@ -150,12 +150,23 @@ def write_random(out: Path, *, seed: int = 0) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
-def write_wide(nano: Path, out: Path) -> None:
-    """Write `nano` at the full vocabulary, about 250 MB.
+EXTRA = 64
+"""Hidden channels the widened nano has more: one holds a constant, the others are zero."""
 
-    A new id must not take part in the softmax, and lm_head has no bias. So its row is the one
-    direction that every final hidden state of a set of prompts is far to the negative of, found by
-    least squares; how much probability the new ids get is printed and must be below 1e-4.
+CONSTANT = 1e-3
+"""The constant: its square is lost in the rounding of a hidden state's norm."""
+
+SILENCE = 60.0
+"""Logit of the new ids, at least so far below zero: less than 1e-20 of the softmax together."""
+
+
+def write_wide(nano: Path, out: Path) -> None:
+    """Write `nano` at the full vocabulary, about 330 MB.
+
+    A new id must not take part in the softmax, and lm_head has no bias. So the hidden state gets
+    a channel that holds the same small number from the embedding to the last norm, which scales
+    it up, and the new ids' rows of lm_head read that channel alone. The norms' weights and epsilon
+    make up for the extra channels: everything else is as in nano.
     """
     family = read_family(str(nano))
     moved = _moved_ids(nano)
@@ -164,28 +175,28 @@ def write_wide(nano: Path, out: Path) -> None:
     for name in tensors:
         if ".mlp.experts." in name and name.endswith("down_proj.weight"):
             tensors[name] = tensors[name] * factor
-    model = load_model(nano)
-    unused, share = _silent_row(model, nano, family.block_size, family.mask_id)
-    print(f"probability of the {VOCABULARY - family.vocab_size} new ids together: {share:.1e}")
-    if share > 1e-4:
-        raise SystemExit("no direction of lm_head keeps the new ids out of the softmax")
+    hidden = int(family.config["hidden_size"])
     old = torch.arange(family.vocab_size)
     new = old.clone()
     for source, target in moved.items():
         new[source] = target
-    for name, filler in (
-        ("model.word_embeddings.weight", torch.zeros(family.config["hidden_size"])),
-        ("lm_head.weight", unused),
-    ):
+    tensors = {name: _widened(name, tensor, hidden) for name, tensor in tensors.items()}
+    silent = torch.zeros(hidden + EXTRA)
+    silent[hidden] = -SILENCE * _greatest_norm(nano) / (hidden + EXTRA) ** 0.5
+    blank = torch.zeros(hidden + EXTRA)
+    blank[hidden] = CONSTANT
+    for name, filler in (("model.word_embeddings.weight", blank), ("lm_head.weight", silent)):
         wide = filler.repeat(VOCABULARY, 1)
         wide[new] = tensors[name][old]
         tensors[name] = wide
     # The host lets a position predict its own mask, which would stay masked for ever.
-    tensors["lm_head.weight"][MASK_ID] = unused
+    tensors["lm_head.weight"][MASK_ID] = silent
     ends = family.config["eos_token_id"]
     ends = [ends] if isinstance(ends, int) else ends
     config = {
         **family.config,
+        "hidden_size": hidden + EXTRA,
+        "rms_norm_eps": family.config["rms_norm_eps"] * hidden / (hidden + EXTRA),
         "vocab_size": VOCABULARY,
         "mask_token_id": MASK_ID,
         "eos_token_id": [moved[end] for end in ends],
@@ -195,6 +206,25 @@ def write_wide(nano: Path, out: Path) -> None:
     }
     _write(out, config, tensors)
     _write_moved_tokenizer(nano, out, moved)
+
+
+def _widened(name: str, tensor: Tensor, hidden: int) -> Tensor:
+    """A tensor of nano with the extra channels wherever it has hidden ones."""
+    if name.endswith(("o_norm.weight", "layernorm.weight", "model.norm.weight")):
+        if tensor.shape != (hidden,):
+            return tensor  # of queries and keys
+        wide = F.pad(tensor * (hidden / (hidden + EXTRA)) ** 0.5, (0, EXTRA))
+        if name == "model.norm.weight":
+            wide[hidden] = 1 / CONSTANT
+        return wide
+    if name.endswith(("dense.weight", "down_proj.weight")):
+        return F.pad(tensor, (0, 0, 0, EXTRA))
+    if tensor.dim() == 2 and tensor.shape[1] == hidden:
+        wide = F.pad(tensor, (0, EXTRA))
+        if name == "model.word_embeddings.weight":
+            wide[:, hidden] = CONSTANT
+        return wide
+    return tensor
 
 
 def _write(out: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -216,38 +246,23 @@ def _moved_ids(nano: Path) -> dict[int, int]:
 
 
 @torch.no_grad()
-def _silent_row(model: LLaDA2, nano: Path, block: int, mask_id: int) -> tuple[Tensor, float]:
-    """A row of lm_head whose logit is about -60 everywhere, and the new ids' share of the softmax.
-
-    The rows are fitted to one half of the prompts, the share is the greatest of the other half.
-    """
+def _greatest_norm(nano: Path) -> float:
+    """The greatest norm of a final hidden state over prompts of every family."""
+    model = load_model(nano)
     tokenizer = Tokenizer.from_file(str(nano / "tokenizer.json"))
-    states: list[Tensor] = []
-    hook = model.lm_head.register_forward_pre_hook(lambda _, args: states.append(args[0]))
-    drawn = [tasks.examples(7, family, "eval", 24) for family in tasks.FAMILIES]
-    generator = torch.Generator().manual_seed(0)
-    for example in (example for family in zip(*drawn, strict=True) for example in family):
-        prompt = tokenizer.encode(chat.render_prompt(example.messages, example.tools)).ids
-        answer = tokenizer.encode(example.answer + chat.ROLE_END).ids
-        answer += [token_id(tokenizer, chat.END_OF_TEXT)] * (2 * block)
-        length = (len(prompt) + block) // block * block + block
-        ids = torch.tensor((prompt + answer)[:length])
-        hidden = torch.rand(length, generator=generator) < torch.rand(1, generator=generator)
-        hidden[: len(prompt)] = False
-        ids[hidden] = mask_id
-        positions = torch.arange(length)
-        model(ids[None], positions[None], block_causal_mask(length, block)[None], fast=True)
+    block = read_family(str(nano)).block_size
+    norms: list[float] = []
+    hook = model.model.norm.register_forward_pre_hook(
+        lambda _, args: norms.append(float(args[0].norm(dim=-1).max()))
+    )
+    for family in tasks.FAMILIES:
+        for example in tasks.examples(7, family, "eval", 8):
+            ids = tokenizer.encode(chat.render_prompt(example.messages, example.tools)).ids
+            ids = torch.tensor(ids[: len(ids) // block * block] or ids * block)
+            ids = ids[: len(ids) // block * block]
+            model.block_causal_logits(ids, block)
     hook.remove()
-    half = len(states) // 2
-    fitted = torch.cat([s.flatten(0, -2) for s in states[:half]]).double()
-    held_out = torch.cat([s.flatten(0, -2) for s in states[half:]]).float()
-    ridge = 1e-3 * torch.eye(fitted.shape[1], dtype=torch.float64)
-    target = torch.full((len(fitted),), -60.0, dtype=torch.float64)
-    row = torch.linalg.solve(fitted.T @ fitted + ridge, fitted.T @ target).float()
-    total = model.lm_head(held_out).logsumexp(-1)
-    new_ids = torch.tensor(float(VOCABULARY - model.lm_head.weight.shape[0])).log()
-    share = (held_out @ row + new_ids - total).exp().max()
-    return row, float(share)
+    return max(norms)
 
 
 def _write_moved_tokenizer(nano: Path, out: Path, moved: dict[int, int]) -> None:
