@@ -120,6 +120,21 @@ def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointF
     )
 
 
+def read_chat_template(path: str | Path, *, revision: str | None = None) -> str | None:
+    """The chat template of a checkpoint, or None where it has none.
+
+    path: a local directory or a hub id. Of several named templates, all of them.
+    """
+    if (file := _find(path, "chat_template.jinja", revision)) is not None:
+        return file.read_text("utf-8")
+    if (file := _find(path, "tokenizer_config.json", revision)) is None:
+        return None
+    template = _read_json(file).get("chat_template")
+    if isinstance(template, list):
+        template = "\n".join(str(named.get("template")) for named in template)
+    return template if isinstance(template, str) else None
+
+
 def validate(
     path: str | Path,
     *,

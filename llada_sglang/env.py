@@ -78,6 +78,11 @@ def set_host_default(name: str, value: str) -> str:
     return os.environ[name]
 
 
+def is_set(name: str) -> bool:
+    """Whether a variable of the host's is set to something true."""
+    return os.environ.get(name, "").strip().lower() in (*_TRUE, "y")
+
+
 def selected_plugins() -> tuple[str, ...] | None:
     """The plugin names SGLANG_PLUGINS restricts the host to, or None where all are loaded."""
     text = os.environ.get("SGLANG_PLUGINS", "")

@@ -21,3 +21,7 @@ class LaunchConfigError(LLaDAError):
 
 class DecodeParamError(LLaDAError, ValueError):
     """A per-request decoding parameter is unknown, of the wrong type or out of range."""
+
+
+class RequestError(LLaDAError, ValueError):
+    """A request asks for something unknown, contradictory or not served."""

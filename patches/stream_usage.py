@@ -8,17 +8,6 @@ _REMOVE_WHEN = "usage carries customized_info"
 
 PATCHES = (
     Patch(
-        target="sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
-        kind=Kind.AROUND,
-        hook="llada_sglang.serving.stream_usage:keep_counters",
-        why="the OpenAI streams drop what they do not know of meta_info",
-        how="keeps the counters of a stream beside its request, and passes everything on",
-        remove_when=_REMOVE_WHEN,
-        fingerprints={
-            "0.5.23": "sha256:21bc72224c6ac4e47663a8c3b2c42797a2b4789520a8fddb3e5fc68038b225c7",
-        },
-    ),
-    Patch(
         target="sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat._generate_chat_stream",
         kind=Kind.AROUND,
         hook="llada_sglang.serving.stream_usage:add_counters",

@@ -179,4 +179,52 @@ PATCHES = (
             "0.5.23": "sha256:22560e8a17fe57e79a71f4be120e2ca9ac409cd95bb1ac6d5d9f4bbf17fafdfb",
         },
     ),
+    Patch(
+        target="sglang.srt.constrained.base_grammar_backend:BaseGrammarObject",
+        kind=Kind.USE,
+        why="decides what a constrained row may hold",
+        fingerprints={
+            "0.5.23": "sha256:398b3013053649f455722eb7013a235f621e864047f376d5fd0836060eacb8d6",
+        },
+    ),
+    Patch(
+        target="sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod",
+        kind=Kind.USE,
+        why="tells a head that is one plain product",
+        fingerprints={
+            "0.5.23": "sha256:1e678d636c403dbcea03309944c43ead190f50ef63417575be7ee35b8b82e204",
+        },
+    ),
+    Patch(
+        target="sglang.srt.managers.io_struct:TokenizedGenerateReqInput",
+        kind=Kind.USE,
+        why="a request as it reaches the scheduler",
+        fingerprints={
+            "0.5.23": "sha256:497b6b6a0fa72277d16adcea95b51f8dc1ed7c5d31ed7012ccff5cdfb16d0afe",
+        },
+    ),
+    Patch(
+        target="sglang.srt.managers.schedule_batch:FINISH_ABORT",
+        kind=Kind.USE,
+        why="ends a request whose grammar cannot go on",
+        fingerprints={
+            "0.5.23": "sha256:795c332fe3a7cebf09771605743b4b01aafe449590be4330b90e8bbdbfcf1a89",
+        },
+    ),
+    Patch(
+        target="sglang.srt.sampling.sampling_params:REQUEST_REASONING_END_TOKEN_IDS_KEY",
+        kind=Kind.USE,
+        why="a key of the host's in custom_params",
+        fingerprints={
+            "0.5.23": "sha256:05f47b3cb3094f8ad59bec2daa9a4ce74e2b8efab96d004f0304df2fef3bef40",
+        },
+    ),
+    Patch(
+        target="sglang.srt.sampling.sampling_params:REQUEST_REASONING_IN_GRAMMAR_KEY",
+        kind=Kind.USE,
+        why="a key of the host's in custom_params",
+        fingerprints={
+            "0.5.23": "sha256:e237dbc0cf71bffb2717b4311e4556f2ab442708fc46dc2b271f17c6518c856f",
+        },
+    ),
 )

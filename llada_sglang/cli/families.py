@@ -20,8 +20,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("LLaDA2.0-mini", True, "threshold"),
     Family("LLaDA2.0-flash", True, "threshold"),
     Family("LLaDA2.0-mini-CAP, -flash-CAP", True, "threshold"),
-    Family("LLaDA2.1-mini, -flash", True, "threshold; their editing decoding is not built yet"),
-    Family("LLaDA2.2-flash", False, "its block routing and edit tokens are not built yet"),
+    Family("LLaDA2.1-mini, -flash", True, "threshold; without their editing decoding"),
+    Family(
+        "LLaDA2.2-flash",
+        False,
+        "threshold; without its edit tokens, and its block routing needs CUDA",
+    ),
 )
 
 _SIZES = {(20, 2048): "mini", (32, 4096): "flash"}

@@ -262,8 +262,8 @@ def _inspect_checkpoint(report: Report, model: str) -> Iterator[Finding]:
     )
     if families.is_llada22(config):
         yield Finding(
-            "The checkpoint is a LLaDA2.2 one (expert_capacity is set): its block routing and edit "
-            "tokens are not served yet.",
+            "The checkpoint is a LLaDA2.2 one (expert_capacity is set): its edit tokens are not "
+            "served, and its block routing does not run on a CPU.",
             "Use a LLaDA2.0 or 2.1 checkpoint.",
         )
     if directory.is_dir() and not _has_chat_template(directory):

@@ -81,8 +81,8 @@ def _wrapped_parts(function: Any) -> Iterator[Any]:
 def _register_extensions() -> None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
-    for package in ("llada_sglang.models", "llada_sglang.attention"):
-        importlib.import_module(package).register()
+    for module in ("models", "attention", "serving.reasoning", "serving.tool_calls"):
+        importlib.import_module(f"llada_sglang.{module}").register()
     from llada_sglang.scheduler.algorithm import NAME, BlockDiffusion
 
     algo_name_to_cls[NAME] = BlockDiffusion

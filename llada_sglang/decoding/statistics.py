@@ -46,17 +46,27 @@ def shard_statistics(logits: Tensor, *, vocab_start: int, mask_id: int) -> Shard
     return ShardStatistics(maximum, index + vocab_start, sum_exp)
 
 
-def combine_shards(shards: ShardStatistics) -> tuple[Tensor, Tensor]:
-    """Combine the statistics of all vocabulary shards, stacked in ascending shard order.
+def merge_shards(shards: ShardStatistics) -> ShardStatistics:
+    """The statistics of several vocabulary shards as those of one.
 
-    shards: every field [shards, positions]. Returns (candidate int64 [positions],
-    confidence float32 [positions] in [0, 1]); a position without any legal id has confidence 0.
+    shards: every field [shards, positions], stacked in ascending order of ids. Returns fields
+    [positions].
     """
     top, owner = shards.maximum.max(dim=0)
-    candidate = shards.token.gather(0, owner[None])[0]
+    token = shards.token.gather(0, owner[None])[0]
     scale = torch.where(shards.maximum == top, 0.0, shards.maximum - top).exp()
-    total = (shards.sum_exp * scale).sum(dim=0)
+    return ShardStatistics(top, token, (shards.sum_exp * scale).sum(dim=0))
+
+
+def combine_shards(shards: ShardStatistics) -> tuple[Tensor, Tensor]:
+    """Candidate and confidence from the statistics of all vocabulary shards.
+
+    shards: every field [shards, positions], stacked in ascending order of ids. Returns (candidate
+    int64 [positions], confidence float32 [positions] in [0, 1]); a position without any legal id
+    has confidence 0.
+    """
+    top, candidate, total = merge_shards(shards)
     confidence = torch.where(torch.isfinite(top), 1.0 / total, 0.0)
     # An infinite logit is certain; several share the certainty.
     confidence = torch.where(top == torch.inf, 1.0, confidence)
-    return candidate, confidence.nan_to_num_(nan=0.0)
+    return candidate, confidence.nan_to_num(nan=0.0)

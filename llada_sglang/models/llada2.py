@@ -13,7 +13,10 @@ from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_r
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import StandardTopKOutput, capture_routed_experts_if_allowed
-from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.layers.quantization.unquant import (
+    UnquantizedEmbeddingMethod,
+    UnquantizedFusedMoEMethod,
+)
 from sglang.srt.models import llada2 as host
 from sglang.srt.runtime_context import get_device
 from torch import Tensor
@@ -60,6 +63,19 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
         start, end = self.vocab_shard_range()
         logits = self.logits_processor._compute_lm_head(hidden, self.lm_head)
         return cast(Tensor, logits)[:, : end - start]
+
+    def plain_head(self) -> Tensor | None:
+        """The head's weight [end - start, hidden] where logits are hidden @ weight.T; else None."""
+        head, processor = self.lm_head, self.logits_processor
+        plain = (
+            type(head.quant_method) is UnquantizedEmbeddingMethod
+            and not hasattr(head, "set_lora")
+            and not getattr(head, "use_intel_amx_backend", False)
+            and processor.rl_on_policy_target is None
+            and (not processor.use_fp32_lm_head or head.weight.dtype == torch.float32)
+        )
+        start, end = self.vocab_shard_range()
+        return head.weight[: end - start] if plain else None
 
     def block_logits(self, hidden: Tensor) -> Tensor:
         """`head_logits` in float32."""

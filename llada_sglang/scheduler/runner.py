@@ -18,6 +18,7 @@ from llada_sglang.decoding.sampling import draw, uniform
 from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
 from llada_sglang.decoding.threshold import unmask_confident
 from llada_sglang.kernels import vocab_statistics
+from llada_sglang.kernels.head_statistics import head_statistics
 from llada_sglang.scheduler.grammar import illegal_json_ids, walk
 from llada_sglang.scheduler.state import MASKED, BlockDetails
 
@@ -384,6 +385,15 @@ class BlockRunner:
     def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Candidate and confidence at the masked positions `where` of `hidden`."""
         start, end = self.model.vocab_shard_range()
+        weight = self.model.plain_head() if self.device.type == "cpu" else None
+        if weight is not None:
+            local = head_statistics(
+                hidden[where].to(weight.dtype),
+                weight,
+                vocab_start=start,
+                mask_id=self.table.mask_id,
+            )
+            return combine_shards(self._gather(local))
         most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
         chunk = max(1, most // (4 * (end - start)))
         parts = [

@@ -22,7 +22,7 @@ from llada_sglang.checkpoint import (
 )
 from llada_sglang.errors import LaunchConfigError
 from llada_sglang.platform.detect import accelerator
-from llada_sglang.serving import memory
+from llada_sglang.serving import memory, parsers, temperature
 from llada_sglang.serving.rules import ALGORITHM, check_launch
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 CPU_ATTENTION = "block_row_torch"
 SOURCE = "llada_sglang"
 PAGED = "SGLANG_FLASHINFER_USE_PAGED"
+RUST_SERVER = "SGLANG_RUST_SERVER"
 NO_COPY = "SGLANG_EAGER_INPUT_NO_COPY"
+SPIN = "GOMP_SPINCOUNT"
 
 Step = Callable[[Any], None]
 
@@ -96,9 +98,16 @@ def _declare_defaults(server_args: Any, previous: Step) -> None:
         and config.tokenizer_path in (None, config.model_path),
     )
     check_launch(config, family, frozenset(algo_name_to_cls))
-    defaults = choose_defaults(config, family)
+    defaults = choose_defaults(config, family) | parsers.choose(config)
     _require_host_settings(config)
     declare_resolution(server_args, SOURCE, **defaults)
+    declare_resolution(
+        server_args,
+        SOURCE,
+        preferred_sampling_params=temperature.preferred(
+            config.preferred_sampling_params, config.sampling_defaults
+        ),
+    )
     logger.info(
         "llada_sglang: block %d, mask id %d, %s",
         family.block_size,
@@ -108,6 +117,14 @@ def _declare_defaults(server_args: Any, previous: Step) -> None:
 
 
 def _require_host_settings(config: Any) -> None:
+    if config.device == "cpu":
+        # Threads that spin after a shared operation keep a core from whoever works next.
+        env.set_host_default(SPIN, "3000")
+    if env.is_set(RUST_SERVER):
+        raise LaunchConfigError(
+            f"{RUST_SERVER} must be 0 or unset for a LLaDA2 model: that server passes requests on "
+            f"without our checks. Unset it."
+        )
     if config.device == "cuda":
         _require_setting(
             PAGED,
@@ -142,6 +159,12 @@ def choose_defaults(config: Any, family: CheckpointFamily) -> dict[str, Any]:
     if config.dllm_algorithm in (None, ALGORITHM):
         # The host's graphs are captured with its own forward, which computes all logits.
         chosen["disable_cuda_graph"] = True
+        if config.constrained_json_max_whitespace_cnt is None and (
+            config.constrained_json_whitespace_pattern is None
+        ):
+            # Free whitespace is a loop a constrained row may never leave, and fixed separators
+            # are text that costs no step.
+            chosen["constrained_json_disable_any_whitespace"] = True
     if config.device == "cpu":
         chosen.update(_cpu_defaults(config, family))
     else:

@@ -1,4 +1,7 @@
-"""Which requests are served: parameters parsed, impossible or unserved features refused."""
+"""What the scheduler checks of a request: decoding parameters, token ids, scored prompts.
+
+Fields that mean nothing here never get this far: `serving.admission` refuses them.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,6 @@ HOST_KEYS = frozenset(
 )
 """Keys of custom_params that belong to the host, which reads them for its grammars."""
 
-_UNSERVED = (
-    ("return_hidden_states", "hidden states are not kept over the steps of a block"),
-    ("custom_logit_processor", "a processor sees one position per step, a block has many"),
-    ("return_sampling_mask", "a block draws many tokens per step"),
-    ("return_indexer_topk", "this model has no indexer"),
-    ("return_routed_experts", "a token passes its experts once per step of its block"),
-    ("input_embeds", "a block row starts from token ids"),
-    ("lora_id", "the model's layers carry no adapters (field lora_path)"),
-    ("multimodal_inputs", "the model takes text only"),
-    ("session", "a block may span two turns of a session (field session_params)"),
-)
-"""Attributes of the host's request that must be empty, and why."""
-
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
@@ -65,7 +55,7 @@ class RequestRules:
             self._check_block_length(custom.pop("block_length", None))
             self._apply_gen_length(req, custom.pop("gen_length", None))
         params = DecodeParams.parse(custom, self.defaults)
-        if reason := self._unserved(req, given) or self._illegal_token(req):
+        if reason := self._scored_prompt(req, given) or self._illegal_token(req):
             raise DecodeParamError(reason)
         return params
 
@@ -91,31 +81,18 @@ class RequestRules:
             )
         req.sampling_params.max_new_tokens = value
 
-    def _unserved(self, req: Req, given: TokenizedGenerateReqInput | None) -> str | None:
-        for name, reason in _UNSERVED:
-            value = getattr(req, name, None)
-            if value is not None and value is not False:
-                return f"{name} is not served for diffusion decoding: {reason}. Leave it out."
-        sampling = req.sampling_params
-        if (sampling.beam_width or 1) > 1:
-            return (
-                f"beam_width must be 1 for diffusion decoding, got {sampling.beam_width}: a block "
-                f"has no single order to search in. Use n for several samples."
-            )
-        if sampling.watermark is not None:
-            return (
-                "watermark is not served for diffusion decoding: it marks tokens drawn one after "
-                "the other. Leave it out."
-            )
-        if req.return_logprob and given is not None:
-            start, length = given.logprob_start_len, len(req.origin_input_ids)
-            if start is not None and 0 <= start < length:
-                return (
-                    f"logprob_start_len must be -1 or at least the prompt's length, {length}, got "
-                    f"{start}: prompt tokens have no log-probability under block diffusion, each "
-                    f"sees its whole block. In OpenAI requests, leave out echo."
-                )
-        return None
+    @staticmethod
+    def _scored_prompt(req: Req, given: TokenizedGenerateReqInput | None) -> str | None:
+        if not req.return_logprob or given is None:
+            return None
+        start, length = given.logprob_start_len, len(req.origin_input_ids)
+        if start is None or not 0 <= start < length:
+            return None
+        return (
+            f"logprob_start_len must be -1 or at least the prompt's length, {length}, got {start}: "
+            f"prompt tokens have no log-probability under block diffusion, each sees its whole "
+            f"block. In OpenAI requests, leave out echo."
+        )
 
     def _illegal_token(self, req: Req) -> str | None:
         for name, ids in (

@@ -96,6 +96,8 @@ RULES: tuple[Rule, ...] = (
     _unset("enable_watermark", "the host's watermark samples one token at a time"),
     _unset("use_ray", "the plugin is handed to child processes through their environment"),
     _single("tokenizer_worker_num", "the host loads no plugin in separate tokenizer workers"),
+    _unset("smg_grpc_mode", "its server passes requests on without our checks; use --grpc-port"),
+    _unset("grpc_mode", "its server passes requests on without our checks; use --grpc-port"),
     Rule(
         "model_impl",
         lambda value: value in ("auto", "sglang"),
@@ -117,6 +119,7 @@ def check_launch(config: Any, family: CheckpointFamily, algorithms: frozenset[st
     _check_decoding(config)
     _check_graphs(config)
     _check_widths(config, family.block_size)
+    _check_block_routing(config, family)
 
 
 def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
@@ -187,3 +190,13 @@ def _check_widths(config: Any, block: int) -> None:
     running = config.max_running_requests
     if running is not None and running < 1:
         raise LaunchConfigError(f"--max-running-requests must be at least 1, got {running}.")
+
+
+def _check_block_routing(config: Any, family: CheckpointFamily) -> None:
+    capacity = family.config.get("expert_capacity")
+    if capacity is not None and config.device == "cpu":
+        raise LaunchConfigError(
+            f"--device cpu cannot serve a checkpoint with expert_capacity in its config.json, got "
+            f"{capacity}: the host routes the experts of a block (LLaDA2.2) on CUDA only. Use a "
+            f"GPU, or a LLaDA2.0 or 2.1 checkpoint."
+        )

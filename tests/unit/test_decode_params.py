@@ -16,6 +16,8 @@ def test_defaults_are_the_published_ones():
         "steps": 32,
         "minimal_topk": 1,
         "eos_early_stop": True,
+        "stream_mode": "block",
+        "trace": False,
     }
 
 

@@ -71,6 +71,7 @@ def test_a_cpu_server_needs_no_flag(arguments: SimpleNamespace) -> None:
         "sleep_on_idle": True,
         "max_total_tokens": 32768,  # one whole context: 1.25 GiB
         "max_running_requests": 8,
+        "constrained_json_disable_any_whitespace": True,
     }
 
 
@@ -106,6 +107,7 @@ def test_an_accelerator_keeps_the_hosts_pool(
         "max_running_requests": 128,
         "attention_backend": "flashinfer",
         "disable_cuda_graph": True,
+        "constrained_json_disable_any_whitespace": True,
     }
 
 
@@ -215,6 +217,24 @@ def test_a_flag_that_works_is_let_through(
 ) -> None:
     setattr(arguments, name, value)
     check_launch(arguments, family(), ALGORITHMS)
+
+
+def test_block_routing_needs_a_gpu(arguments: SimpleNamespace) -> None:
+    with pytest.raises(LaunchConfigError, match="--device cpu cannot serve a checkpoint with"):
+        check_launch(arguments, family(expert_capacity=48), ALGORITHMS)
+    arguments.device = "cuda"
+    check_launch(arguments, family(expert_capacity=48), ALGORITHMS)
+
+
+def test_a_server_that_passes_our_checks_by_is_refused(
+    arguments: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(defaults.NO_COPY, "1")
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "0")
+    defaults._require_host_settings(arguments)
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "true")
+    with pytest.raises(LaunchConfigError, match="SGLANG_RUST_SERVER must be 0 or unset"):
+        defaults._require_host_settings(arguments)
 
 
 def test_the_hosts_synchronous_mode_is_left_to_its_own_algorithms(
