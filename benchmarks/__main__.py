@@ -21,13 +21,18 @@ RUNS: tuple[tuple[str, ...], ...] = (
     (
         *("benchmarks.throughput", "--model", str(RANDOM), "--workload", "random"),
         *("--name", "throughput-random", "--title", RANDOM_TITLE),
+        *("--sections", "concurrency", "first-block", "arrivals"),
     ),
     (
         *("benchmarks.throughput", "--model", str(WIDE_NANO), "--workload", "tasks"),
         *("--name", "throughput-wide-nano", "--title", WIDE_TITLE),
+        *("--sections", "concurrency", "first-block", "output-length"),
     ),
     ("benchmarks.startup", "--model", str(RANDOM), "--title", RANDOM_TITLE),
     ("benchmarks.steps", "--model", str(RANDOM), "--title", RANDOM_TITLE),
+    ("benchmarks.general_path", "--model", str(RANDOM), "--title", RANDOM_TITLE),
+    ("benchmarks.grammar",),
+    ("benchmarks.head",),
 )
 
 

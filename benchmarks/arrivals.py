@@ -57,8 +57,9 @@ async def measure(
     """Two windows over the same running requests: alone, then with a prompt every `period`.
 
     An arriving prompt asks for one output token, so that it is the prompt that loads the server.
-    Everything is aborted at the end. Raises TimeoutError where a running request makes no block
-    within `patience` seconds while it is alone.
+    Everything is aborted at the end. Raises RuntimeError where a running request ends before its
+    window does, and TimeoutError where one makes no block within `patience` seconds while it is
+    alone.
     """
     async with session() as client:
         replies = [Reply(0.0) for _ in running]
@@ -85,6 +86,8 @@ async def measure(
             prompts.append(asyncio.create_task(ask(client, url, Task(ids, 1))))
         await asyncio.sleep(max(0.0, start + seconds - time.monotonic()))
         loaded = _window(replies, start, time.monotonic())
+        if any(stream.done() for stream in streams):
+            raise RuntimeError(f"a running request ended in its window: {RUNNING_TOKENS} are few")
         loaded.prompts_sent = len(prompts)
         loaded.prompts_done = sum(p.done() and p.result().error is None for p in prompts)
         for pending in (*streams, *prompts):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from llada_sglang.errors import LaunchConfigError
 
 PREFIX = "LLADA_SGLANG_"
 OUR_MODELS = "llada_sglang.models"
 _ACTIVE = PREFIX + "ACTIVE"
+_DECODING = PREFIX + "DECODING"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("", "0", "false", "no", "off")
 
@@ -24,17 +26,21 @@ class Settings:
 
     active: set by a launching process for its children (`set_active`), not meant to be set by hand.
     check_integrity: verify the KV pool, the radix tree and the rows whenever the server is idle.
+    decoding: the server's decoding defaults as a YAML mapping, as `--dllm-algorithm-config` takes
+        it inline; the launching process hands it to its children this way.
     """
 
     active: bool = False
     check_integrity: bool = False
+    decoding: str = ""
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read our variables. Raises LaunchConfigError for an unknown one or a value not understood."""
     given = os.environ if environ is None else environ
     known = {PREFIX + f.name.upper(): f.name for f in fields(Settings)}
-    values: dict[str, bool] = {}
+    values: dict[str, Any] = {}
+    texts = {f.name for f in fields(Settings) if isinstance(f.default, str)}
     for name in sorted(given):
         if not name.startswith(PREFIX):
             continue
@@ -42,6 +48,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             raise LaunchConfigError(
                 f"unknown environment variable {name}; known: {', '.join(sorted(known))}."
             )
+        if known[name] in texts:
+            values[known[name]] = given[name]
+            continue
         text = given[name].strip().lower()
         if text not in _TRUE + _FALSE:
             raise LaunchConfigError(f"{name} must be 0 or 1, got {given[name]!r}.")
@@ -69,6 +78,18 @@ def set_active(active: bool) -> None:
         if os.environ.get(name) == value:
             del os.environ[name]
     _set_here.clear()
+
+
+def set_decoding(text: str | None) -> None:
+    """Hand the server's decoding defaults to this process's children; None takes them back.
+
+    What the user has set is left alone.
+    """
+    if text is not None:
+        os.environ[_DECODING] = _set_here[_DECODING] = text
+    elif _DECODING in _set_here:
+        os.environ.pop(_DECODING, None)
+        del _set_here[_DECODING]
 
 
 def set_host_default(name: str, value: str) -> str:

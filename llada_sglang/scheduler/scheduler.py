@@ -13,6 +13,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.observability.req_time_stats import set_time_batch
 
+from llada_sglang import env
 from llada_sglang.config import DecodeParams
 from llada_sglang.errors import DecodeParamError
 from llada_sglang.scheduler import algorithm
@@ -25,6 +26,7 @@ from llada_sglang.scheduler.state import RequestRecord
 from llada_sglang.serving.metrics import DiffusionReporter
 from llada_sglang.serving.output import DiffusionOutputStreamer
 from llada_sglang.serving.requests import RequestRules
+from llada_sglang.serving.rules import parse_decoding
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import PauseGenerationReqInput, TokenizedGenerateReqInput
@@ -79,9 +81,11 @@ class DiffusionScheduler(Scheduler):
         self.rules = RequestRules(
             vocab_size=self.model_config.vocab_size,
             block_size=block,
-            defaults=DecodeParams.server_defaults(config.algorithm_config),
+            defaults=DecodeParams.server_defaults(
+                config.algorithm_config or parse_decoding(env.load().decoding)
+            ),
         )
-        self._seeds = np.random.default_rng(self.server_args.random_seed)
+        self._seeds = np.random.default_rng(self.random_seed)
         longest = min(self.model_config.context_len, self.max_total_num_tokens) // block * block
         running = min(config.max_running_requests, self.max_running_requests)
         table = CanvasTable(

@@ -23,7 +23,7 @@ from llada_sglang.checkpoint import (
 from llada_sglang.errors import LaunchConfigError
 from llada_sglang.platform.detect import accelerator
 from llada_sglang.serving import memory, parsers, temperature
-from llada_sglang.serving.rules import ALGORITHM, check_launch
+from llada_sglang.serving.rules import ALGORITHM, check_launch, is_inline
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,11 @@ def _declare_defaults(server_args: Any, previous: Step) -> None:
     check_launch(config, family, frozenset(algo_name_to_cls))
     defaults = choose_defaults(config, family) | parsers.choose(config)
     _require_host_settings(config)
+    decoding = config.dllm_algorithm_config
+    inline = config.dllm_algorithm in (None, ALGORITHM) and is_inline(decoding)
+    env.set_decoding(decoding if inline else None)
+    if inline:
+        defaults["dllm_algorithm_config"] = None  # the host would look for a file of that name
     declare_resolution(server_args, SOURCE, **defaults)
     declare_resolution(
         server_args,

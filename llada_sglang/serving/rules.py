@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llada_sglang import env
 from llada_sglang.checkpoint import CheckpointFamily
 from llada_sglang.config import DecodeParams
 from llada_sglang.errors import LaunchConfigError, LLaDAError
@@ -137,19 +138,38 @@ def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
         )
 
 
+def is_inline(value: str | None) -> bool:
+    """Whether `--dllm-algorithm-config` holds the parameters themselves and not a file's name."""
+    return value is not None and value.lstrip().startswith("{")
+
+
+def parse_decoding(text: str) -> dict[str, Any]:
+    """Read a YAML mapping of decoding parameters. Raises LaunchConfigError where it is none."""
+    import yaml
+
+    given = yaml.safe_load(text) or {}
+    if not isinstance(given, dict):
+        raise LaunchConfigError("it must hold a mapping of parameter names to values.")
+    return given
+
+
 def _check_decoding(config: Any) -> None:
-    path = config.dllm_algorithm_config
-    if path is None or config.dllm_algorithm not in (None, ALGORITHM):
+    value = config.dllm_algorithm_config
+    if config.dllm_algorithm not in (None, ALGORITHM):
         return
     import yaml
 
+    given = env.load().decoding
+    if value is not None:
+        given = value
+    elif not given:
+        return
     try:
-        given = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-        if not isinstance(given, dict):
-            raise LaunchConfigError("it must hold a mapping of parameter names to values.")
-        DecodeParams.server_defaults(given)
+        text = given if value is None or is_inline(value) else Path(value).read_text("utf-8")
+        DecodeParams.server_defaults(parse_decoding(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LLaDAError) as error:
-        raise LaunchConfigError(f"--dllm-algorithm-config {path}: {error}") from error
+        source = "LLADA_SGLANG_DECODING" if value is None else "--dllm-algorithm-config"
+        raise LaunchConfigError(f"{source} {given}: {error}") from error
 
 
 def _check_graphs(config: Any) -> None:

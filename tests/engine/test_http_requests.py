@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +17,6 @@ from servers import Server
 
 from llada_sglang.nano import tasks
 from llada_sglang.nano.chat import render_prompt
-
-
-@pytest.fixture(scope="module")
-def oracle(nano: Path) -> Oracle:
-    return Oracle(nano)
 
 
 @pytest.fixture
@@ -302,3 +296,26 @@ def test_the_cache_can_be_flushed_and_the_server_says_it_is_healthy(nano_server)
     assert again["meta_info"]["cached_tokens"] == 0
     hit = nano_server.generate(list(range(40, 140)))
     assert hit["meta_info"]["cached_tokens"] == 96
+
+
+def test_weights_are_updated_under_running_requests(nano_server, oracle, nano) -> None:
+    prompt = list(range(40, 75))
+    slow = {
+        "input_ids": prompt,
+        "sampling_params": {
+            "max_new_tokens": 300,
+            "ignore_eos": True,
+            "custom_params": {"threshold": 1.0},
+        },
+    }
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(nano_server.post, "/generate", slow) for _ in range(3)]
+        time.sleep(0.3)
+        done = nano_server.post("/update_weights_from_disk", {"model_path": str(nano)})
+        assert done["success"], done
+        answers = [one.result(timeout=300) for one in running]
+    # The same weights again: nothing but the time of the update may show.
+    expected = oracle(prompt, max_new_tokens=300, ignore_eos=True, threshold=1.0)
+    for answer in answers:
+        assert tuple(answer["output_ids"]) == expected.output_ids
+    alive_and_exact(nano_server, oracle)

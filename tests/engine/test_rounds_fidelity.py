@@ -247,6 +247,27 @@ def test_a_request_of_higher_priority_takes_the_place_of_a_lower_one(engine, ora
     check(engine, oracle, high, asked[1])
 
 
+def test_a_full_queue_turns_newcomers_away_and_nobody_else(engine, oracle):
+    scheduler = engine.scheduler
+    asked = questions(engine, 53, 4)
+    limits, queued = scheduler.rounds.limits, scheduler.max_queued_requests
+    scheduler.rounds.limits = replace(limits, max_running=1)
+    scheduler.max_queued_requests = 2
+    try:
+        first = ask(engine, asked[0], stream=True, priority=1)
+        engine.tick()
+        waiting = [ask(engine, question, priority=1) for question in asked[1:3]]
+        refused = ask(engine, asked[3], priority=1)
+        assert engine.answers[refused].finish["type"] == "abort"
+        assert "queue is full" in engine.answers[refused].finish["message"]
+        engine.run()
+    finally:
+        scheduler.rounds.limits = limits
+        scheduler.max_queued_requests = queued
+    for rid, question in zip([first, *waiting], asked[:3], strict=True):
+        check(engine, oracle, rid, question)
+
+
 def test_forwards_per_block_are_the_steps_of_the_reference(engine, oracle):
     question = (questions(engine, 47, 1)[0][0], {"max_new_tokens": 96, "ignore_eos": True})
     rid = ask(engine, question)

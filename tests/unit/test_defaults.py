@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from llada_sglang import env
 from llada_sglang.checkpoint import CheckpointFamily
 from llada_sglang.errors import LaunchConfigError
 from llada_sglang.serving import defaults, dllm_config, memory
-from llada_sglang.serving.rules import ALGORITHM, RULES, check_launch, flag
+from llada_sglang.serving.rules import ALGORITHM, RULES, check_launch, flag, parse_decoding
 
 GIB = 1 << 30
 ALGORITHMS = frozenset({ALGORITHM, "LowConfidence"})
@@ -287,3 +288,42 @@ def test_a_path_that_cannot_be_read_is_left_to_the_host(tmp_path: Path) -> None:
     assert not defaults.serves_llada2(str(tmp_path), None)
     (tmp_path / "config.json").write_text('{"architectures": ["LLaDA2MoeModelLM"]}')
     assert defaults.serves_llada2(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_decoding_defaults_may_be_a_file_or_inline(
+    arguments: SimpleNamespace, tmp_path: Path, inline: bool
+) -> None:
+    def given(text: str) -> str:
+        if inline:
+            return text
+        (tmp_path / "decoding.yaml").write_text(text)
+        return str(tmp_path / "decoding.yaml")
+
+    arguments.dllm_algorithm_config = given("{threshold: 0.8, steps: 16}")
+    check_launch(arguments, family(), ALGORITHMS)
+    for text, message in (
+        ("{threshold: 1.8}", r"threshold must be in \(0, 1\], got 1.8"),
+        ("{treshold: 0.8}", "treshold"),
+        ("{threshold: 0.8", "--dllm-algorithm-config"),
+    ):
+        arguments.dllm_algorithm_config = given(text)
+        with pytest.raises(LaunchConfigError, match=message):
+            check_launch(arguments, family(), ALGORITHMS)
+
+
+def test_a_file_that_is_none_is_named(arguments: SimpleNamespace) -> None:
+    arguments.dllm_algorithm_config = "/nowhere/decoding.yaml"
+    with pytest.raises(LaunchConfigError, match=r"/nowhere/decoding\.yaml"):
+        check_launch(arguments, family(), ALGORITHMS)
+
+
+def test_inline_decoding_defaults_reach_the_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLADA_SGLANG_DECODING", raising=False)
+    env.set_decoding("{threshold: 0.8}")
+    assert parse_decoding(env.load().decoding) == {"threshold": 0.8}
+    env.set_decoding(None)
+    assert env.load().decoding == ""
+    monkeypatch.setenv("LLADA_SGLANG_DECODING", "{steps: 4}")
+    env.set_decoding(None)
+    assert parse_decoding(env.load().decoding) == {"steps": 4}
