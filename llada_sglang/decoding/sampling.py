@@ -13,7 +13,7 @@ request's text does not depend on what else is in the batch, or on being retract
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -93,7 +93,9 @@ def _filter(probability: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     Returns (ids, probabilities), both [positions, width]; only a prefix of each row is not 0.
     """
     vocab = probability.shape[1]
-    width = min(vocab, max(FILTER_WIDTH, 2 * sampling.top_k if sampling.top_k < vocab else 0))
+    if sampling.top_k >= vocab:
+        sampling = replace(sampling, top_k=0)
+    width = min(vocab, max(FILTER_WIDTH, 2 * sampling.top_k))
     ids, kept, complete = _cut(probability, sampling, width)
     if not complete:
         ids, kept, _ = _cut(probability, sampling, vocab)

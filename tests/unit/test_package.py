@@ -139,6 +139,7 @@ def test_a_variable_is_a_yes_or_a_no(text: str, value: bool) -> None:
 def test_children_of_another_model_are_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_EXTERNAL_MODEL_PACKAGE", raising=False)
     monkeypatch.delenv("LLADA_SGLANG_ACTIVE", raising=False)
+    monkeypatch.setattr(env, "_set_here", {})  # what other tests left
     before = dict(os.environ)
     env.set_active(True)
     assert env.is_active()

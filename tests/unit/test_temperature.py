@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_a_temperature_that_is_given_is_kept(given: float) -> None:
 def completion(config: SimpleNamespace, **given: Any) -> dict[str, Any]:
     serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(model_config=config))
     return temperature.completion_params(
-        OpenAIServingCompletion._build_sampling_params,
+        # Another test may have hooked it in this process.
+        inspect.unwrap(OpenAIServingCompletion._build_sampling_params),
         serving,
         CompletionRequest(prompt="a", **given),
     )
