@@ -87,3 +87,15 @@ class TokenOptions:
             json=bool(sampling.json_schema),
             walks=constrained or stops,
         )
+
+
+def stop_ids(req: Req) -> tuple[int, ...]:
+    """Every token id that ends the request, as `Req._check_token_based_finish` reads them."""
+    if req.sampling_params.ignore_eos:
+        return ()
+    ids: set[int] = set(req.sampling_params.stop_token_ids or ())
+    ids.update(req.eos_token_ids or ())
+    if req.tokenizer is not None:
+        ids.add(req.tokenizer.eos_token_id)
+        ids.update(getattr(req.tokenizer, "additional_stop_token_ids", None) or ())
+    return tuple(sorted(i for i in ids if i is not None))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
+from llada_sglang.scheduler.details import BlockDetails, report
+from llada_sglang.scheduler.options import stop_ids
 from llada_sglang.scheduler.planner import RowSpan, plan_rows
 from llada_sglang.scheduler.state import (
     MASKED,
-    BlockDetails,
     BlockState,
     Provisional,
     RequestRecord,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from llada_sglang.scheduler.canvas import CanvasTable
     from llada_sglang.scheduler.kv import BlockKV
-    from llada_sglang.scheduler.options import TokenOptions
     from llada_sglang.scheduler.runner import BlockRunner, StepResult
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class Rounds:
         if text:
             req.output_ids.extend(text)
             self.tally.output_tokens += len(text)
-            report_tokens(req, state.record.options, state.details, range(begin, cut))
+            report(req, state.record.options, state.details, range(begin, cut))
             req.update_finish_state(new_accepted_len=len(text))
         if req.finished():
             self.end(state)
@@ -308,41 +308,3 @@ class Rounds:
             req.cached_tokens_device += prefix
             self.tally.prompt_tokens += len(req.origin_input_ids)
             self.tally.cached_tokens += prefix
-
-
-def report_tokens(
-    req: Req, options: TokenOptions, details: BlockDetails | None, columns: range
-) -> None:
-    """Append what is reported of the emitted columns of a block to the request's lists."""
-    if not options.reports:
-        return
-    assert details is not None
-    assert details.step is not None
-    begin, end = columns.start, columns.stop
-    if options.trace:
-        info = req.customized_info
-        info["unmask_step"] += details.step[begin:end].tolist()
-        info["unmask_confidence"] += details.confidence[begin:end].tolist()
-    if options.logprobs:
-        assert details.logprob is not None
-        out = req.logprob
-        out.output_token_logprobs_val += details.logprob[begin:end].tolist()
-        out.output_token_logprobs_idx += req.output_ids[-len(columns) :].tolist()
-        if details.top_values is not None and details.top_ids is not None:
-            out.output_top_logprobs_val += details.top_values[begin:end].tolist()
-            out.output_top_logprobs_idx += details.top_ids[begin:end].astype(np.int64).tolist()
-        if details.id_values is not None:
-            out.output_token_ids_logprobs_val += details.id_values[begin:end].tolist()
-            out.output_token_ids_logprobs_idx += [list(options.logprob_ids)] * len(columns)
-
-
-def stop_ids(req: Req) -> tuple[int, ...]:
-    """Every token id that ends the request, as `Req._check_token_based_finish` reads them."""
-    if req.sampling_params.ignore_eos:
-        return ()
-    ids: set[int] = set(req.sampling_params.stop_token_ids or ())
-    ids.update(req.eos_token_ids or ())
-    if req.tokenizer is not None:
-        ids.add(req.tokenizer.eos_token_id)
-        ids.update(getattr(req.tokenizer, "additional_stop_token_ids", None) or ())
-    return tuple(sorted(i for i in ids if i is not None))

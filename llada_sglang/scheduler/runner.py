@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,34 +11,18 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from torch import Tensor
 
 from llada_sglang.decoding.finish import settled_rows
-from llada_sglang.decoding.penalties import penalize
-from llada_sglang.decoding.sampling import draw, uniform
-from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
 from llada_sglang.decoding.threshold import unmask_confident
-from llada_sglang.kernels import vocab_statistics
-from llada_sglang.kernels.head_statistics import head_statistics
-from llada_sglang.scheduler.grammar import illegal_json_ids, walk
-from llada_sglang.scheduler.state import MASKED, BlockDetails
+from llada_sglang.scheduler.choice import Choice, Chooser
+from llada_sglang.scheduler.details import BlockDetails
+from llada_sglang.scheduler.state import MASKED
 
 if TYPE_CHECKING:
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    from llada_sglang.decoding.sampling import Sampling
     from llada_sglang.scheduler.canvas import CanvasTable
     from llada_sglang.scheduler.planner import RowSpan
     from llada_sglang.scheduler.state import BlockState
-
-logger = logging.getLogger(__name__)
-
-FORBIDDEN = -1e30
-"""Logit of a stop id before min_new_tokens: finite, so that it can still be chosen where a grammar
-allows nothing else."""
-
-CPU_HEAD_BYTES = 64 << 20
-DEVICE_HEAD_BYTES = 1 << 30
-"""Most bytes of logits alive at once; a wider head is run in chunks of positions. Each chunk
-reads the head's weights again, which a cache forgives and an accelerator's memory does not."""
 
 
 class StepResult(NamedTuple):
@@ -56,23 +38,6 @@ class StepResult(NamedTuple):
     failed: dict[int, str]
 
 
-@dataclass(slots=True)
-class _Choice:
-    """Candidates of one step. candidate: int64 [rows, block]; confidence: float32 [rows, block].
-
-    Both are read at masked positions only. details: per reporting row, tensors of the fields of
-    BlockDetails. walked: per constrained row, the columns it resolved. ended: rows whose grammar
-    is through.
-    """
-
-    candidate: Tensor
-    confidence: Tensor
-    details: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    walked: dict[int, np.ndarray] = field(default_factory=dict)
-    ended: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-
-
 class BlockRunner:
     """Forward, statistics and policy of one step."""
 
@@ -80,13 +45,11 @@ class BlockRunner:
         self, *, model_runner: ModelRunner, table: CanvasTable, tp_group: GroupCoordinator
     ) -> None:
         self.model_runner = model_runner
-        self.model = model_runner.model
         self.table = table
-        self.tp_group = tp_group
+        self.chooser = Chooser(model=model_runner.model, table=table, tp_group=tp_group)
         self.block = table.block
         self.device = table.device
         self._columns = torch.arange(self.block, device=self.device)
-        self._illegal_json_ids: Tensor | None = None
 
     def step(self, states: Sequence[BlockState], spans: Sequence[RowSpan]) -> StepResult | None:
         """Run the rows of `spans`; returns None if none of them denoises.
@@ -159,7 +122,7 @@ class BlockRunner:
         position = first[:, None] + self._columns
         where = (slots[:, None], position)
         canvas, masked = table.tokens[where], table.masked[where]
-        choice = self._choose(hidden, active)
+        choice = self.chooser.choose(hidden, active)
         new_canvas, new_masked = unmask_confident(
             canvas,
             masked,
@@ -203,230 +166,7 @@ class BlockRunner:
         return self._result(report.reshape(packed.shape), choice, details)
 
     @staticmethod
-    def _result(
-        report: np.ndarray, choice: _Choice, details: dict[int, BlockDetails]
-    ) -> StepResult:
+    def _result(report: np.ndarray, choice: Choice, details: dict[int, BlockDetails]) -> StepResult:
         settled = report[:, -1].astype(bool)
         settled[choice.ended] = True
         return StepResult(report[:, :-1], settled, details, choice.failed)
-
-    def _choose(self, hidden: Tensor, active: Sequence[BlockState]) -> _Choice:
-        """A candidate and its confidence for every masked position.
-
-        hidden: [rows * block, hidden]. Rows that ask for more than the argmax take the general
-        path, and only they pay for it.
-        """
-        block = self.block
-        # The host mirrors every mask, so that finding them costs no device sync.
-        masked = np.stack([state.canvas for state in active]) == MASKED
-        shape = (len(active), block)
-        choice = _Choice(
-            torch.zeros(shape, dtype=torch.int64, device=self.device),
-            torch.zeros(shape, dtype=torch.float32, device=self.device),
-        )
-        general = [i for i, state in enumerate(active) if state.record.options.general]
-        plain = masked
-        if general:
-            plain = masked.copy()
-            plain[general] = False
-        flat = torch.from_numpy(np.flatnonzero(plain)).to(self.device, non_blocking=True)
-        if flat.numel():
-            found, certain = self._head(hidden, flat)
-            choice.candidate.view(-1)[flat] = found
-            choice.confidence.view(-1)[flat] = certain
-        for row, columns, logits in self._general_logits(hidden, masked, general):
-            self._choose_row(choice, row, active[row], columns, logits)
-        for row, state in enumerate(active):
-            if state.record.options.reports:
-                choice.details.setdefault(row, {})["confidence"] = choice.confidence[row]
-        return choice
-
-    def _general_logits(
-        self, hidden: Tensor, masked: np.ndarray, rows: Sequence[int]
-    ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """Yield (row, its masked columns, their logits float32 [columns, vocab]) row by row."""
-        start, end = self.model.vocab_shard_range()
-        columns = {row: np.flatnonzero(masked[row]) for row in rows}
-        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
-        # Several rows share a product with the head as long as their logits fit.
-        budget = max(self.block, most // (4 * (end - start) * self.tp_group.world_size))
-        for chunk in _chunks(rows, [columns[row].size for row in rows], budget):
-            where = np.concatenate([row * self.block + columns[row] for row in chunk])
-            picked = hidden[torch.from_numpy(where).to(self.device, non_blocking=True)]
-            logits = self._gather_logits(self.model.head_logits(picked).float())
-            logits[:, self.table.mask_id] = -torch.inf
-            # One NaN must not decide a block, nor +inf turn a softmax into NaN.
-            limit = torch.finfo(torch.float32).max
-            logits = logits.nan_to_num(nan=-torch.inf, posinf=limit, neginf=-torch.inf)
-            begin = 0
-            for row in chunk:
-                size = columns[row].size
-                yield row, columns[row], logits[begin : begin + size]
-                begin += size
-
-    def _gather_logits(self, local: Tensor) -> Tensor:
-        """The logits of all vocabulary shards, float32 [positions, vocab]."""
-        if self.tp_group.world_size == 1:
-            return local
-        # Shards differ in width where the vocabulary does not divide; collectives want equals.
-        width = self.model.lm_head.num_embeddings_per_partition
-        padded = torch.nn.functional.pad(local, (0, width - local.shape[1]), value=-torch.inf)
-        gathered = self.tp_group.all_gather(padded.contiguous(), dim=-1)
-        return gathered[:, : self.model.config.vocab_size].contiguous()
-
-    def _choose_row(
-        self,
-        choice: _Choice,
-        row: int,
-        state: BlockState,
-        columns: np.ndarray,
-        logits: Tensor,
-    ) -> None:
-        """Candidates of one row on the general path; `logits` are overwritten."""
-        table, options, params = self.table, state.record.options, state.record.params
-        if options.penalties.any:
-            end = state.front + self.block
-            slot = state.slot
-            penalize(
-                logits,
-                options.penalties,
-                table.tokens[slot, :end],
-                ~table.masked[slot, :end],
-                state.text_start,
-            )
-        early = int((columns + state.front < state.text_start + options.min_new_tokens).sum())
-        if early and state.record.stop_ids:
-            stops = torch.tensor(state.record.stop_ids, device=self.device)
-            logits[:early, stops] = FORBIDDEN
-        sampling = options.sampling
-        raw = logits.clone() if options.logprobs else logits
-        at = torch.from_numpy(columns).to(self.device, non_blocking=True)
-        noise = np.zeros(0)
-        if sampling.temperature > 0.0:
-            noise = uniform(sampling.seed, columns + state.front, state.step)
-        grammar = state.req.grammar if options.constrained else None
-        if grammar is None:
-            token, confidence = self._pick(logits, sampling, noise)
-        else:
-            if options.json:
-                logits[:, self._illegal_json(state)] = -torch.inf
-
-            def pick(one: Tensor, index: int) -> tuple[int, float]:
-                token, confidence = self._pick(one, sampling, noise[index : index + 1])
-                return int(token), float(confidence)
-
-            room = max(1, min(columns.size, int(state.text_end - state.front - columns[0])))
-            least = state.record.schedule[min(state.step, len(state.record.schedule) - 1)]
-            try:
-                found = walk(
-                    grammar,
-                    logits[:room],
-                    pick,
-                    threshold=params.threshold,
-                    least=least,
-                    tokenizer=state.req.tokenizer,
-                    before=state.req.output_ids[-4:],
-                )
-                if grammar.is_terminated():
-                    choice.ended.append(row)
-            except Exception as error:  # a broken grammar ends its request, not the server
-                logger.warning("request %s: %s", state.req.rid, error, exc_info=True)
-                choice.failed[row] = str(error)
-                found = []
-            columns, at = columns[: len(found)], at[: len(found)]
-            raw = raw[: len(found)]
-            choice.walked[row] = columns
-            token = torch.tensor([t for t, _ in found], dtype=torch.int64, device=self.device)
-            confidence = torch.tensor([c for _, c in found], device=self.device)
-        choice.candidate[row, at] = token
-        choice.confidence[row, at] = confidence.float()
-        if options.logprobs:
-            choice.details[row] = self._logprobs(state, raw, token, at)
-
-    def _illegal_json(self, state: BlockState) -> Tensor:
-        if self._illegal_json_ids is None:
-            found = illegal_json_ids(state.req.tokenizer, self.model.config.vocab_size)
-            self._illegal_json_ids = torch.tensor(found, dtype=torch.int64, device=self.device)
-        return self._illegal_json_ids
-
-    def _pick(self, logits: Tensor, sampling: Sampling, noise: np.ndarray) -> tuple[Tensor, Tensor]:
-        if sampling.temperature > 0.0:
-            return draw(logits, sampling, torch.from_numpy(noise).to(self.device))
-        statistics = shard_statistics(logits.clone(), vocab_start=0, mask_id=self.table.mask_id)
-        return combine_shards(ShardStatistics(*(part[None] for part in statistics)))
-
-    def _logprobs(
-        self, state: BlockState, logits: Tensor, token: Tensor, at: Tensor
-    ) -> dict[str, Tensor]:
-        """Log-probabilities at the columns `at`, spread over the block.
-
-        They are those of the distribution the token was drawn from before any filter cut it:
-        after penalties, bias and temperature, as SGLang reports them.
-        """
-        options = state.record.options
-        scores = (logits.double() / (options.sampling.temperature or 1.0)).log_softmax(dim=-1)
-
-        def spread(values: Tensor) -> Tensor:
-            out = torch.zeros(
-                (self.block, *values.shape[1:]), dtype=torch.float64, device=self.device
-            )
-            out[at] = values.double()
-            return out
-
-        found = {"logprob": spread(scores.gather(1, token[:, None])[:, 0])}
-        if options.top_logprobs:
-            top = scores.topk(min(options.top_logprobs, scores.shape[1]), dim=-1)
-            found |= {"top_values": spread(top.values), "top_ids": spread(top.indices)}
-        if options.logprob_ids:
-            ids = torch.tensor(options.logprob_ids, device=self.device)
-            found["id_values"] = spread(scores[:, ids])
-        return found
-
-    def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidate and confidence at the masked positions `where` of `hidden`."""
-        start, end = self.model.vocab_shard_range()
-        weight = self.model.plain_head() if self.device.type == "cpu" else None
-        if weight is not None:
-            local = head_statistics(
-                hidden[where].to(weight.dtype),
-                weight,
-                vocab_start=start,
-                mask_id=self.table.mask_id,
-            )
-            return combine_shards(self._gather(local))
-        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
-        chunk = max(1, most // (4 * (end - start)))
-        parts = [
-            vocab_statistics(
-                self.model.head_logits(hidden[rows]),
-                vocab_start=start,
-                mask_id=self.table.mask_id,
-            )
-            for rows in where.split(chunk)
-        ]
-        local = ShardStatistics(*(torch.cat(field) for field in zip(*parts, strict=True)))
-        return combine_shards(self._gather(local))
-
-    def _gather(self, local: ShardStatistics) -> ShardStatistics:
-        """Stack the statistics of all vocabulary shards: three numbers per position."""
-        if self.tp_group.world_size == 1:
-            return ShardStatistics(*(field[None] for field in local))
-        # Token ids are exact in float64, so that one collective carries everything.
-        packed = torch.stack([field.double() for field in local])
-        shards = self.tp_group.all_gather(packed[None], dim=0)
-        maximum, token, sum_exp = shards.unbind(dim=1)
-        return ShardStatistics(maximum.float(), token.long(), sum_exp.float())
-
-
-def _chunks(rows: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Consecutive rows whose sizes sum to at most `budget`; a greater row comes alone."""
-    chunk: list[int] = []
-    used = 0
-    for row, size in zip(rows, sizes, strict=True):
-        if chunk and used + size > budget:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(row)
-        used += size
-    if chunk:
-        yield chunk

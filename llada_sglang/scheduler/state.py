@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llada_sglang.config import DecodeParams
+from llada_sglang.scheduler.details import BlockDetails
 from llada_sglang.scheduler.options import TokenOptions
 
 if TYPE_CHECKING:
@@ -15,42 +16,6 @@ if TYPE_CHECKING:
 
 MASKED = -1
 """Stands for a masked position in canvases on the host."""
-
-
-@dataclass(slots=True)
-class BlockDetails:
-    """What is reported of single tokens of a block, by column.
-
-    confidence: float [block], at acceptance. logprob: float [block]; top_values, top_ids:
-    [block, k]; id_values: [block, ids], of the ids asked for; None where not asked for. step: int
-    [block], the step of the block that unmasked the token, -1 where it is masked or given.
-    """
-
-    confidence: np.ndarray
-    logprob: np.ndarray | None = None
-    top_values: np.ndarray | None = None
-    top_ids: np.ndarray | None = None
-    id_values: np.ndarray | None = None
-    step: np.ndarray | None = None
-
-    def take(self, columns: np.ndarray, new: BlockDetails, step: int) -> None:
-        """Take over what a step says of the columns it unmasked."""
-        assert self.step is not None
-        self.step[columns] = step
-        for name in ("confidence", "logprob", "top_values", "top_ids", "id_values"):
-            mine, theirs = getattr(self, name), getattr(new, name)
-            if mine is not None and theirs is not None:
-                mine[columns] = theirs[columns]
-
-    @classmethod
-    def like(cls, other: BlockDetails) -> BlockDetails:
-        """An empty one with the fields of another."""
-        empty = {
-            name: None if value is None else np.zeros_like(value)
-            for name in ("confidence", "logprob", "top_values", "top_ids", "id_values")
-            for value in (getattr(other, name),)
-        }
-        return cls(step=np.full(other.confidence.shape, -1, dtype=np.int64), **empty)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
