@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from servers import Server
 
 from llada_sglang.checkpoint import read_family
 from llada_sglang.reference.checkpoint import load_model
@@ -35,3 +36,10 @@ class Oracle:
                 eos_ids=self.family.eos_ids,
                 **dict(params),
             )
+
+
+def alive_and_exact(server: Server, oracle: Oracle) -> None:
+    """Assert that a server of the oracle's checkpoint still answers, and with the right tokens."""
+    prompt = list(range(40, 75))
+    answer = server.generate(prompt, max_new_tokens=40)
+    assert tuple(answer["output_ids"]) == oracle(prompt, max_new_tokens=40).output_ids

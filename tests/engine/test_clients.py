@@ -13,15 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import Oracle
+from oracle import Oracle, alive_and_exact
 from servers import Server, ServerPool, ServerSpec
-
-
-def alive_and_exact(server: Server, oracle: Oracle) -> None:
-    prompt = list(range(40, 75))
-    answer = server.generate(prompt, max_new_tokens=40)
-    assert tuple(answer["output_ids"]) == oracle(prompt, max_new_tokens=40).output_ids
-
 
 FRONTEND = """
 import sys

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from oracle import Oracle
+from oracle import alive_and_exact
 from servers import Server
 
 from llada_sglang.nano import tasks
@@ -51,12 +51,6 @@ def refusal(server: Server, body: dict[str, Any], path: str = "/generate") -> tu
     with pytest.raises(urllib.error.HTTPError) as caught:
         server.post(path, body)
     return caught.value.code, caught.value.read().decode()
-
-
-def alive_and_exact(server: Server, oracle: Oracle) -> None:
-    prompt = list(range(40, 75))
-    answer = server.generate(prompt, max_new_tokens=40)
-    assert tuple(answer["output_ids"]) == oracle(prompt, max_new_tokens=40).output_ids
 
 
 def test_chat_completions_through_the_openai_client(client: OpenAI) -> None:
