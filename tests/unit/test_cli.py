@@ -21,12 +21,12 @@ def test_the_parser_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "sglang", "transformers", "numpy", "openai", "psutil"}
 
 
-def test_help_names_the_three_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "chat", "doctor"))
+    assert all(name in text for name in ("demo", "chat", "doctor", "roofline", "bundle"))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,8 @@ def test_help_names_the_three_commands(capsys: pytest.CaptureFixture[str]) -> No
         (["demo", "--port", "0"], "in [1, 65535], got '0'"),
         (["demo", "--port", "http"], "in [1, 65535], got 'http'"),
         (["chat", "--max-tokens", "0"], "at least 1, got '0'"),
+        (["bundle", "out", "--part-size", "60 parsecs"], "such as 60MiB or 1.5GB"),
+        (["bundle", "out", "--part-size", "1KiB"], "at least 1MiB, got '1KiB'"),
         (["chat", "--model", "a", "--url", "http://b"], "not allowed with argument"),
     ],
 )
@@ -64,7 +66,7 @@ def test_a_threshold_out_of_range_is_refused_with_the_range(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["chat", "--threshold", "1.7"]) == 1
-    assert "threshold must be in (0, 1], got 1.7" in capsys.readouterr().err
+    assert "threshold must be a number in (0, 1], got 1.7" in capsys.readouterr().err
 
 
 def test_an_address_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
