@@ -40,6 +40,8 @@ class CheckpointFamily:
 
     path: as given. mask_id: the id that stands for a masked position. eos_ids: ids that end a
     text, at least one. block_size: positions per block. config: the whole config.json.
+    delete_id, split_id: LLaDA2.2's actions, None where the checkpoint has none. policy: the
+    decoding it was trained for.
     """
 
     path: str
@@ -48,6 +50,9 @@ class CheckpointFamily:
     block_size: int
     vocab_size: int
     config: dict[str, Any] = field(repr=False)
+    delete_id: int | None = None
+    split_id: int | None = None
+    policy: str = "threshold"
 
 
 def is_llada2(config: Mapping[str, Any]) -> bool:
@@ -107,6 +112,7 @@ def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointF
             )
     if mask_id in eos_ids:
         raise CheckpointError(f"{path}: mask_token_id and eos_token_id are both {mask_id}.")
+    delete_id, split_id = _actions(path, config, vocab_size, (mask_id, *eos_ids))
     block_size = PUBLISHED_BLOCK_SIZE
     if config.get("block_size") is not None:
         block_size = _integer(config, "block_size", low=1)
@@ -117,7 +123,44 @@ def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointF
         block_size=block_size,
         vocab_size=vocab_size,
         config=config,
+        delete_id=delete_id,
+        split_id=split_id,
+        policy=_policy(path, config, actions=delete_id is not None),
     )
+
+
+def _actions(
+    path: str | Path, config: Mapping[str, Any], vocab_size: int, taken: Iterable[int]
+) -> tuple[int | None, int | None]:
+    """The ids of DELETE and SPLIT; both or none."""
+    keys = ("delete_token_id", "split_token_id")
+    found = [config.get(key) for key in keys]
+    if found == [None, None]:
+        return None, None
+    used = set(taken)
+    for key, value in zip(keys, found, strict=True):
+        if not _is_int(value) or not 0 <= value < vocab_size or value in used:  # type: ignore[operator]
+            raise CheckpointError(
+                f"{path}: {key} must be in [0, {vocab_size}) and an id of its own, got {value!r}. "
+                f"Set both {' and '.join(keys)} in config.json, or none of them."
+            )
+        used.add(value)  # type: ignore[arg-type]
+    return found[0], found[1]
+
+
+def _policy(path: str | Path, config: Mapping[str, Any], *, actions: bool) -> str:
+    """The decoding a checkpoint was trained for.
+
+    The configurations of LLaDA2.0 and 2.1 are the same to the letter, so their names have to do.
+    """
+    if actions:
+        return "levenshtein"
+    if (declared := config.get("decoding_policy")) is not None:
+        if not isinstance(declared, str):
+            raise CheckpointError(f"{path}: decoding_policy must be a name, got {declared!r}.")
+        return declared
+    names = (Path(path).name, str(config.get("_name_or_path") or ""))
+    return "edit" if any("llada2.1" in name.lower() for name in names) else "threshold"
 
 
 def read_chat_template(path: str | Path, *, revision: str | None = None) -> str | None:

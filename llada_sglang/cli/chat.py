@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from llada_sglang.cli import terminal
@@ -13,7 +12,7 @@ from llada_sglang.cli.answers import Answer, AnswerError, UnreachableError, figu
 from llada_sglang.cli.client import Client
 from llada_sglang.cli.launch import prepare
 from llada_sglang.cli.server import DYING_SECONDS, Server, serve
-from llada_sglang.config import DecodeParams
+from llada_sglang.decoding.parameters import Number, check
 
 PROMPT = "> "
 
@@ -22,7 +21,8 @@ def run(*, model: str | None, url: str | None, max_tokens: int, threshold: float
     """Talk to `url`, or to a server of our own on `model`, until the user leaves. Returns 0."""
     decoding: dict[str, Any] = {}
     if threshold is not None:
-        decoding["threshold"] = replace(DecodeParams(), threshold=threshold).threshold
+        check("threshold", Number(0.95, high=1.0, open_low=True), threshold)
+        decoding["threshold"] = threshold
     try:
         with _client(model, url) as (client, server):
             talk(client, server, max_tokens=max_tokens, decoding=decoding)

@@ -20,12 +20,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("LLaDA2.0-mini", True, "threshold"),
     Family("LLaDA2.0-flash", True, "threshold"),
     Family("LLaDA2.0-mini-CAP, -flash-CAP", True, "threshold"),
-    Family("LLaDA2.1-mini, -flash", True, "threshold; without their editing decoding"),
-    Family(
-        "LLaDA2.2-flash",
-        False,
-        "threshold; without its edit tokens, and its block routing needs CUDA",
-    ),
+    Family("LLaDA2.1-mini, -flash", True, "edit, by the name of the directory or hub id"),
+    Family("LLaDA2.2-flash", True, "levenshtein"),
 )
 
 _SIZES = {(20, 2048): "mini", (32, 4096): "flash"}

@@ -260,12 +260,6 @@ def _inspect_checkpoint(report: Report, model: str) -> Iterator[Finding]:
         weight_bytes=weight_bytes,
         kv_bytes_per_token=memory.kv_bytes_per_token(config, element_bytes),
     )
-    if families.is_llada22(config):
-        yield Finding(
-            "The checkpoint is a LLaDA2.2 one (expert_capacity is set): its edit tokens are not "
-            "served, and its block routing does not run on a CPU.",
-            "Use a LLaDA2.0 or 2.1 checkpoint.",
-        )
     if directory.is_dir() and not _has_chat_template(directory):
         yield Finding(
             "The checkpoint has no chat template, so chat completions are refused.",

@@ -52,6 +52,38 @@ def route(
     return weights, ids.to(torch.int32)
 
 
+def route_blocks(
+    router_logits: Tensor,
+    expert_bias: Tensor,
+    *,
+    block_size: int,
+    expert_capacity: int,
+    top_k: int,
+) -> tuple[Tensor, Tensor]:
+    """Choose top_k experts per token by score + bias, within those the token's block admits.
+
+    A block admits the `expert_capacity` experts whose best score + bias over its tokens is
+    largest; of equals the lower id goes first, there and among a token's experts.
+    router_logits: [tokens, experts], any float dtype, computed on in float32; tokens in blocks of
+    `block_size`, the last of which may be incomplete. expert_bias: float32 [experts].
+    Returns weights float32 [tokens, top_k], normalised to sum to one, and expert ids int32
+    [tokens, top_k].
+    Source: LLaDA2.2 report, section 2.2; sglang.srt.models.llada2.block_topk_triton.
+    """
+    tokens = router_logits.shape[0]
+    scores = router_logits.float().sigmoid()
+    choice = scores + expert_bias.float()
+    whole = F.pad(choice, (0, 0, 0, -tokens % block_size), value=float("-inf"))
+    best = whole.unflatten(0, (-1, block_size)).amax(1)
+    admitted = best.sort(dim=-1, descending=True, stable=True).indices[:, :expert_capacity]
+    closed = torch.ones_like(best, dtype=torch.bool).scatter_(1, admitted, False)
+    choice = choice.masked_fill(closed.repeat_interleave(block_size, dim=0)[:tokens], float("-inf"))
+    # torch.topk does not say which of equal values it takes.
+    ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    weights = scores.gather(1, ids)
+    return weights / (weights.sum(-1, keepdim=True) + 1e-20), ids.to(torch.int32)
+
+
 def run_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """Sum of the chosen experts' SwiGLU outputs; experts nobody chose cost nothing.
 

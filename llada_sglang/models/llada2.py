@@ -21,7 +21,7 @@ from sglang.srt.models import llada2 as host
 from sglang.srt.runtime_context import get_device
 from torch import Tensor
 
-from llada_sglang.models.cpu_moe import route, run_experts
+from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
 from llada_sglang.weights import check_weight_names
 
 HIDDEN_ONLY = "hidden_only"
@@ -127,19 +127,32 @@ class CpuBody(host.LLaDA2MoeModel):  # type: ignore[misc]
 
 
 class CpuSparseMoe(host.LLaDA2MoeSparseMoeBlock):  # type: ignore[misc]
-    """Mixture of experts with eager routing that applies routed_scaling_factor, once."""
+    """Mixture of experts with eager routing that applies routed_scaling_factor, once.
+
+    Rows are whole blocks that begin at a multiple of the block size, so block routing
+    (LLaDA2.2) may cut the flat batch every `block_size` tokens.
+    """
 
     def _forward_router_experts(self, hidden_states: Tensor) -> Tensor:
         router_logits = self.gate(hidden_states)
-        weights, ids = route(
-            router_logits,
-            self.correction_bias,
-            top_k=self.top_k,
-            num_groups=self.num_expert_group,
-            topk_group=self.topk_group,
-            normalize=self.norm_topk_prob,
-            score_function=self.score_function,
-        )
+        if self.use_block_routing:
+            weights, ids = route_blocks(
+                router_logits,
+                self.correction_bias,
+                block_size=self.block_size,
+                expert_capacity=self.expert_capacity,
+                top_k=self.top_k,
+            )
+        else:
+            weights, ids = route(
+                router_logits,
+                self.correction_bias,
+                top_k=self.top_k,
+                num_groups=self.num_expert_group,
+                topk_group=self.topk_group,
+                normalize=self.norm_topk_prob,
+                score_function=self.score_function,
+            )
         # As the host's own block routing does when it bypasses TopK.
         capture_routed_experts_if_allowed(self.topk.topk_config, self.layer_id, ids)
         get_global_expert_distribution_recorder().on_select_experts(topk_ids=ids)
@@ -168,7 +181,7 @@ def _use_torch_on_cpu(model: host.LLaDA2MoeModel) -> None:
     model.__class__ = CpuBody
     for layer in model.layers:
         block = getattr(layer, "mlp", None)
-        if not isinstance(block, host.LLaDA2MoeSparseMoeBlock) or block.use_block_routing:
+        if not isinstance(block, host.LLaDA2MoeSparseMoeBlock):
             continue
         if type(block.experts.quant_method) is UnquantizedFusedMoEMethod:
             block.__class__ = CpuSparseMoe

@@ -32,6 +32,7 @@ class ModelShape:
     moe_intermediate_size: int
     moe_shared_expert_intermediate_size: int
     first_k_dense_replace: int
+    expert_capacity: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -50,13 +51,12 @@ class ModelShape:
             "norm_topk_prob": (True,),
             "moe_router_enable_expert_bias": (True,),
             "rope_scaling": (None,),
-            "expert_capacity": (None,),
         }
         for key, allowed in fixed.items():
             if key in config and config[key] not in allowed:
                 raise CheckpointError(
                     f"config.json: {key}={config[key]!r} is not computed by the reference; "
-                    f"it knows {allowed[0]!r} (LLaDA2.0 and 2.1)"
+                    f"it knows {allowed[0]!r}"
                 )
         missing = [key for key in _REQUIRED if config.get(key) is None]
         if missing:
@@ -68,6 +68,13 @@ class ModelShape:
         else:
             rotary_dim = int(config.get("rotary_dim", head_dim))
         moe_width = int(config["moe_intermediate_size"])
+        top_k, experts = int(config["num_experts_per_tok"]), int(config["num_experts"])
+        capacity = config.get("expert_capacity")
+        if capacity is not None and not top_k <= int(capacity) <= experts:
+            raise CheckpointError(
+                f"config.json: expert_capacity must be in [num_experts_per_tok, num_experts] = "
+                f"[{top_k}, {experts}], got {capacity!r}"
+            )
         return cls(
             vocab_size=int(config["vocab_size"]),
             hidden_size=int(config["hidden_size"]),
@@ -79,8 +86,8 @@ class ModelShape:
             rms_norm_eps=float(config["rms_norm_eps"]),
             rope_theta=float(_rope_theta(config)),
             rotary_dim=rotary_dim,
-            num_experts=int(config["num_experts"]),
-            num_experts_per_tok=int(config["num_experts_per_tok"]),
+            num_experts=experts,
+            num_experts_per_tok=top_k,
             num_shared_experts=int(config.get("num_shared_experts") or 0),
             n_group=int(config.get("n_group") or 1),
             topk_group=int(config.get("topk_group") or 1),
@@ -90,6 +97,7 @@ class ModelShape:
                 config.get("moe_shared_expert_intermediate_size") or moe_width
             ),
             first_k_dense_replace=int(config["first_k_dense_replace"]),
+            expert_capacity=None if capacity is None else int(capacity),
         )
 
 

@@ -101,7 +101,11 @@ class GatedMLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Grouped sigmoid router, in float32. The bias chooses experts; it never weighs them."""
+    """Sigmoid router, in float32. The bias chooses experts; it never weighs them.
+
+    Experts compete within groups (LLaDA2.0, 2.1) or, where `expert_capacity` is set, within those
+    that the token's block admits (LLaDA2.2, section 2.2).
+    """
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -110,25 +114,49 @@ class Router(nn.Module):
         self.register_buffer("expert_bias", torch.zeros(shape.num_experts))
         self.expert_bias: Tensor
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, block: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [tokens, hidden] -> (expert ids int64, weights float32), both [tokens, top_k].
 
-        Weights are the unbiased sigmoid scores of the chosen experts, normalised to sum 1.
-        Source: sglang/srt/layers/moe/topk.py, biased_grouped_topk_impl.
+        block: int64 [tokens], the block of each token, counted from 0; needed, and used, with
+        expert_capacity only. Weights are the unbiased sigmoid scores of the chosen experts,
+        normalised to sum 1.
         """
-        groups = self.shape.n_group
         with torch.autocast(x.device.type, enabled=False):
             scores = F.linear(x.float(), self.weight.float()).sigmoid()
         with torch.no_grad():
             choice = scores + self.expert_bias.float()
-            grouped = choice.view(len(x), groups, -1)
-            group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-            kept = group_score.topk(self.shape.topk_group, dim=-1).indices
-            open_group = torch.zeros_like(group_score, dtype=torch.bool).scatter(1, kept, True)
-            choice = grouped.masked_fill(~open_group[..., None], float("-inf")).flatten(1)
-            experts = choice.topk(self.shape.num_experts_per_tok, dim=-1).indices
+            if self.shape.expert_capacity is None:
+                experts = self._choose_within_groups(choice)
+            elif block is not None:
+                experts = self._choose_within_block(choice, block)
+            else:
+                raise ValueError("expert_capacity routes whole blocks: say which token is in which")
         weights = scores.gather(1, experts)
         return experts, weights / (weights.sum(-1, keepdim=True) + 1e-20)
+
+    def _choose_within_groups(self, choice: Tensor) -> Tensor:
+        """Source: sglang/srt/layers/moe/topk.py, biased_grouped_topk_impl."""
+        grouped = choice.view(len(choice), self.shape.n_group, -1)
+        group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept = group_score.topk(self.shape.topk_group, dim=-1).indices
+        open_group = torch.zeros_like(group_score, dtype=torch.bool).scatter(1, kept, True)
+        choice = grouped.masked_fill(~open_group[..., None], float("-inf")).flatten(1)
+        return choice.topk(self.shape.num_experts_per_tok, dim=-1).indices
+
+    def _choose_within_block(self, choice: Tensor, block: Tensor) -> Tensor:
+        """Of equals the lower id. Source: sglang/srt/models/llada2.py, block_topk_triton."""
+        blocks = int(block.max()) + 1
+        best = choice.new_full((blocks, choice.shape[1]), float("-inf"))
+        best = best.scatter_reduce(0, block[:, None].expand_as(choice), choice, "amax")
+        admitted = _best(best, self.shape.expert_capacity or 0)
+        closed = torch.ones_like(best, dtype=torch.bool).scatter(1, admitted, False)
+        choice = choice.masked_fill(closed[block], float("-inf"))
+        return _best(choice, self.shape.num_experts_per_tok)
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest of each row, largest first, of equals the lower index."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 class Experts(nn.Module):
@@ -190,9 +218,10 @@ class MoE(nn.Module):
         self.shared_experts = GatedMLP(shape.hidden_size, shared) if shared else None
         self.load: Tensor | None = None
 
-    def forward(self, x: Tensor, *, fast: bool) -> Tensor:
+    def forward(self, x: Tensor, block: Tensor | None, *, fast: bool) -> Tensor:
+        """x [rows, length, hidden]; block int64 [rows * length] or None, as the router's."""
         flat = x.reshape(-1, x.shape[-1])
-        experts, weights = self.gate(flat)
+        experts, weights = self.gate(flat, block)
         if self.training:
             self.load = experts.flatten().bincount(minlength=len(self.gate.expert_bias))
         run = self.experts.sorted_segments if fast else self.experts.obvious
@@ -214,11 +243,17 @@ class Layer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, *, fast: bool
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor,
+        block: Tensor | None,
+        *,
+        fast: bool,
     ) -> Tensor:
         x = x + self.attention(self.input_layernorm(x), angles, mask, fast=fast)
         y = self.post_attention_layernorm(x)
-        return x + (self.mlp(y, fast=fast) if isinstance(self.mlp, MoE) else self.mlp(y))
+        return x + (self.mlp(y, block, fast=fast) if isinstance(self.mlp, MoE) else self.mlp(y))
 
 
 class Backbone(nn.Module):
@@ -244,6 +279,7 @@ class LLaDA2(nn.Module):
         positions: Tensor,
         mask: Tensor,
         *,
+        group: Tensor | None = None,
         select: Tensor | None = None,
         fast: bool = False,
     ) -> Tensor:
@@ -251,13 +287,20 @@ class LLaDA2(nn.Module):
 
         input_ids, positions: int64 [rows, length]. mask: bool [rows, length, length], True where
         the query (second axis) may see the key (third); every query must see at least one key.
+        group: int64 [rows, length], not negative: tokens of a row with the same number are one
+        block to the router. Needed where the shape has an expert_capacity, else it does nothing.
         select: bool [rows, length]; with it the result is [selected, vocab], else
         [rows, length, vocab]. There is no cache: every call computes every position.
         """
         x = self.model.word_embeddings(input_ids)
         angles = rotary_angles(positions, self.shape.rotary_dim, self.shape.rope_theta)
+        block = None
+        if group is not None and self.shape.expert_capacity is not None:
+            row = torch.arange(len(group), device=group.device)[:, None]
+            numbers = row * (group.max() + 1) + group
+            block = numbers.flatten().unique(return_inverse=True)[1]
         for layer in self.model.layers:
-            x = layer(x, angles, mask, fast=fast)
+            x = layer(x, angles, mask, block, fast=fast)
         if select is not None:
             x = x[select]
         return self.lm_head(self.model.norm(x)).float()
@@ -268,4 +311,5 @@ class LLaDA2(nn.Module):
         length = len(input_ids)
         mask = block_causal_mask(length, block_size).to(input_ids.device)
         positions = torch.arange(length, device=input_ids.device)
-        return self(input_ids[None], positions[None], mask[None])[0]
+        group = positions // block_size
+        return self(input_ids[None], positions[None], mask[None], group=group[None])[0]

@@ -5,13 +5,15 @@ Nothing here is shared with `llada_sglang.decoding`; the engine must choose the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+FORBIDDEN = -1e30
 _WORD = 2**64 - 1
 
 
@@ -35,6 +37,84 @@ class TokenRules:
 
 
 GREEDY = TokenRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a position would become.
+
+    confidence: the token's probability after temperature and filters. logprob: its
+    log-probability after temperature and before any filter. logits: float32 [vocab], those the
+    token was chosen from.
+    """
+
+    token: int
+    confidence: float
+    logprob: float
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One position of the canvas; `token` is None where it is masked.
+
+    original: of a mask, whether it was there when its block began. step, confidence, logprob: of
+    the step of its block that wrote the token.
+    """
+
+    token: int | None = None
+    prompt: bool = False
+    original: bool = True
+    step: int = -1
+    confidence: float = 0.0
+    logprob: float = 0.0
+
+    @property
+    def masked(self) -> bool:
+        return self.token is None
+
+
+def written(candidate: Candidate, step: int) -> Cell:
+    """The cell that holds a candidate from this step of its block on."""
+    return Cell(
+        candidate.token, step=step, confidence=candidate.confidence, logprob=candidate.logprob
+    )
+
+
+def legal(logits: Tensor, excluded: Collection[int]) -> Tensor:
+    """A copy of logits [vocab] in float32 without the excluded ids; NaN is -inf, as they are.
+
+    Where nothing else is left, the ids that are not excluded are all equal, so that a position
+    always has a candidate.
+    """
+    out = logits.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    out[list(excluded)] = -torch.inf
+    if out.max() == -torch.inf:
+        out[:] = 0.0
+        out[list(excluded)] = -torch.inf
+    return out
+
+
+def candidate_of(logits: Tensor, rules: TokenRules, number: float) -> Candidate:
+    """The candidate drawn with `number` in [0, 1) from the logits [vocab] of one position."""
+    token, confidence = choose(logits, rules, number)
+    return _candidate(token, confidence, logits, rules)
+
+
+def nth_likeliest(candidate: Candidate, rank: int, rules: TokenRules) -> Candidate:
+    """The token of a rank from 1, by logit, the lower id first among equals, never at -inf.
+
+    Its confidence is its probability at temperature 1. With fewer tokens it is the last of them.
+    """
+    values = candidate.logits.tolist()
+    order = sorted((-v, token) for token, v in enumerate(values) if v > -math.inf)
+    token = order[min(rank, len(order)) - 1][1]
+    return _candidate(token, float(candidate.logits.softmax(-1)[token]), candidate.logits, rules)
+
+
+def _candidate(token: int, confidence: float, logits: Tensor, rules: TokenRules) -> Candidate:
+    scaled = logits.double() / (rules.temperature or 1.0)
+    return Candidate(token, confidence, float(scaled.log_softmax(-1)[token]), logits)
 
 
 def splitmix64(value: int) -> int:

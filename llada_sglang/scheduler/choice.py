@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llada_sglang.decoding.penalties import penalize
+from llada_sglang.decoding.policy import RowView
 from llada_sglang.decoding.sampling import draw, uniform
 from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
 from llada_sglang.kernels import vocab_statistics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from llada_sglang.decoding.sampling import Sampling
     from llada_sglang.scheduler.canvas import CanvasTable
-    from llada_sglang.scheduler.state import BlockState
+    from llada_sglang.scheduler.state import ActiveRow, BlockState
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ reads the head's weights again, which a cache forgives and an accelerator's memo
 class Choice:
     """Candidates of one step. candidate: int64 [rows, block]; confidence: float32 [rows, block].
 
-    Both are read at masked positions only. details: per reporting row, tensors of the fields of
-    BlockDetails. walked: per constrained row, the columns it resolved. ended: rows whose grammar
-    is through.
+    Both are read where candidates were wanted only. features: what policies read of the logits,
+    [rows, block, ...]. details: per reporting row, tensors of the fields of BlockDetails. walked:
+    per constrained row, the columns it resolved. ended: rows whose grammar is through. failed: by
+    row, why its grammar cannot go on.
     """
 
     candidate: Tensor
     confidence: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
     details: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     walked: dict[int, np.ndarray] = field(default_factory=dict)
     ended: list[int] = field(default_factory=list)
@@ -73,43 +76,46 @@ class Chooser:
         self.device = table.device
         self._illegal_json_ids: Tensor | None = None
 
-    def choose(self, hidden: Tensor, active: Sequence[BlockState]) -> Choice:
-        """A candidate and its confidence for every masked position.
+    def choose(self, hidden: Tensor, active: Sequence[ActiveRow]) -> Choice:
+        """A candidate and its confidence for every position that may change.
 
         hidden: [rows * block, hidden]. Rows that ask for more than the argmax take the general
         path, and only they pay for it.
         """
         block = self.block
         # The host mirrors every mask, so that finding them costs no device sync.
-        masked = np.stack([state.canvas for state in active]) == MASKED
+        wanted = np.stack([one.canvas for _, one in active]) == MASKED
+        for row, (state, one) in enumerate(active):
+            if state.record.params.policy.edits:
+                wanted[row, max(0, state.text_start - one.start) :] = True
         shape = (len(active), block)
         choice = Choice(
             torch.zeros(shape, dtype=torch.int64, device=self.device),
             torch.zeros(shape, dtype=torch.float32, device=self.device),
         )
-        general = [i for i, state in enumerate(active) if state.record.options.general]
-        plain = masked
+        general = [i for i, (state, _) in enumerate(active) if state.record.general]
+        plain = wanted
         if general:
-            plain = masked.copy()
+            plain = wanted.copy()
             plain[general] = False
         flat = torch.from_numpy(np.flatnonzero(plain)).to(self.device, non_blocking=True)
         if flat.numel():
             found, certain = self._head(hidden, flat)
             choice.candidate.view(-1)[flat] = found
             choice.confidence.view(-1)[flat] = certain
-        for row, columns, logits in self._general_logits(hidden, masked, general):
+        for row, columns, logits in self._general_logits(hidden, wanted, general):
             self._choose_row(choice, row, active[row], columns, logits)
-        for row, state in enumerate(active):
+        for row, (state, _) in enumerate(active):
             if state.record.options.reports:
                 choice.details.setdefault(row, {})["confidence"] = choice.confidence[row]
         return choice
 
     def _general_logits(
-        self, hidden: Tensor, masked: np.ndarray, rows: Sequence[int]
+        self, hidden: Tensor, wanted: np.ndarray, rows: Sequence[int]
     ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """Yield (row, its masked columns, their logits float32 [columns, vocab]) row by row."""
+        """Yield (row, its wanted columns, their logits float32 [columns, vocab]) row by row."""
         start, end = self.model.vocab_shard_range()
-        columns = {row: np.flatnonzero(masked[row]) for row in rows}
+        columns = {row: np.flatnonzero(wanted[row]) for row in rows}
         most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
         # Several rows share a product with the head as long as their logits fit.
         budget = max(self.block, most // (4 * (end - start) * self.tp_group.world_size))
@@ -141,14 +147,16 @@ class Chooser:
         self,
         choice: Choice,
         row: int,
-        state: BlockState,
+        active: ActiveRow,
         columns: np.ndarray,
         logits: Tensor,
     ) -> None:
         """Candidates of one row on the general path; `logits` are overwritten."""
+        state, one = active
         table, options, params = self.table, state.record.options, state.record.params
+        policy = params.policy
         if options.penalties.any:
-            end = state.front + self.block
+            end = state.flight[-1].start + self.block
             slot = state.slot
             penalize(
                 logits,
@@ -157,16 +165,20 @@ class Chooser:
                 ~table.masked[slot, :end],
                 state.text_start,
             )
-        early = int((columns + state.front < state.text_start + options.min_new_tokens).sum())
+        early = int((columns + one.start < state.text_start + options.min_new_tokens).sum())
         if early and state.record.stop_ids:
             stops = torch.tensor(state.record.stop_ids, device=self.device)
             logits[:early, stops] = FORBIDDEN
-        sampling = options.sampling
-        raw = logits.clone() if options.logprobs else logits
+        if policy.illegal_ids:
+            logits[:, list(policy.illegal_ids)] = -torch.inf
         at = torch.from_numpy(columns).to(self.device, non_blocking=True)
         noise = np.zeros(0)
-        if sampling.temperature > 0.0:
-            noise = uniform(sampling.seed, columns + state.front, state.step)
+        if options.sampling.temperature > 0.0:
+            noise = uniform(options.sampling.seed, columns + one.start, one.step)
+        if state.record.policy_reads and policy.reads_logits(params.values):
+            self._read(choice, row, active, at, logits, noise)
+        sampling = options.sampling
+        raw = logits.clone() if options.logprobs else logits
         grammar = state.req.grammar if options.constrained else None
         if grammar is None:
             token, confidence = self._pick(logits, sampling, noise)
@@ -178,14 +190,15 @@ class Chooser:
                 token, confidence = self._pick(one, sampling, noise[index : index + 1])
                 return int(token), float(confidence)
 
-            room = max(1, min(columns.size, int(state.text_end - state.front - columns[0])))
-            least = state.record.schedule[min(state.step, len(state.record.schedule) - 1)]
+            room = max(1, min(columns.size, int(state.text_end - one.start - columns[0])))
+            least = state.record.schedule[min(one.forced, len(state.record.schedule) - 1)]
             try:
                 found = walk(
                     grammar,
                     logits[:room],
                     pick,
-                    threshold=params.threshold,
+                    # A policy without a threshold of its own walks as its schedule says.
+                    threshold=params.values.get("threshold", 1.0),
                     least=least,
                     tokenizer=state.req.tokenizer,
                     before=state.req.output_ids[-4:],
@@ -205,6 +218,37 @@ class Chooser:
         choice.confidence[row, at] = confidence.float()
         if options.logprobs:
             choice.details[row] = self._logprobs(state, raw, token, at)
+
+    def _read(
+        self,
+        choice: Choice,
+        row: int,
+        active: ActiveRow,
+        at: Tensor,
+        logits: Tensor,
+        noise: np.ndarray,
+    ) -> None:
+        """Show the logits of a row to its policy, and keep what it reads."""
+        state, one = active
+        policy, where = state.record.params.policy, slice(one.start, one.start + self.block)
+        tensors = self.table.state_of(policy)
+        found = policy.read(
+            logits,
+            RowView(
+                canvas=self.table.tokens[state.slot, where],
+                masked=self.table.masked[state.slot, where],
+                columns=at,
+                step=one.step,
+                numbers=state.record.numbers,
+                state={n: tensor[one.state_row] for n, tensor in tensors.tensors.items()},
+                pick=lambda some: self._pick(some, state.record.options.sampling, noise),
+            ),
+        )
+        for name, values in found.items():
+            if name not in choice.features:
+                shape = (*choice.candidate.shape, *values.shape[1:])
+                choice.features[name] = values.new_zeros(shape)
+            choice.features[name][row, at] = values
 
     def _illegal_json(self, state: BlockState) -> Tensor:
         if self._illegal_json_ids is None:

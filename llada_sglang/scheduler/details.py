@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from llada_sglang.scheduler.options import TokenOptions
 
 
+_PER_TOKEN = ("confidence", "logprob", "top_values", "top_ids", "id_values")
+
+
 @dataclass(slots=True)
 class BlockDetails:
     """What is reported of single tokens of a block, by column.
@@ -28,22 +31,37 @@ class BlockDetails:
     top_ids: np.ndarray | None = None
     id_values: np.ndarray | None = None
     step: np.ndarray | None = None
+    source: np.ndarray | None = None
 
-    def take(self, columns: np.ndarray, new: BlockDetails, step: int) -> None:
-        """Take over what a step says of the columns it unmasked."""
+    def take(
+        self, columns: np.ndarray, new: BlockDetails, step: int, source: np.ndarray | None = None
+    ) -> None:
+        """Take over what a step says of the columns it wrote.
+
+        source: int64 [block], the column each position came from, where positions moved.
+        """
         assert self.step is not None
         self.step[columns] = step
-        for name in ("confidence", "logprob", "top_values", "top_ids", "id_values"):
+        origin = columns if source is None else source[columns]
+        for name in _PER_TOKEN:
             mine, theirs = getattr(self, name), getattr(new, name)
             if mine is not None and theirs is not None:
-                mine[columns] = theirs[columns]
+                mine[columns] = theirs[origin]
+
+    def move(self, source: np.ndarray) -> None:
+        """Move everything along with its position. source: as in `take`, -1 for a new one."""
+        assert self.step is not None
+        self.step = np.where(source >= 0, self.step[source], -1)
+        for name in _PER_TOKEN:
+            if (mine := getattr(self, name)) is not None:
+                setattr(self, name, mine[source].copy())
 
     @classmethod
     def like(cls, other: BlockDetails) -> BlockDetails:
         """An empty one with the fields of another."""
         empty = {
             name: None if value is None else np.zeros_like(value)
-            for name in ("confidence", "logprob", "top_values", "top_ids", "id_values")
+            for name in _PER_TOKEN
             for value in (getattr(other, name),)
         }
         return cls(step=np.full(other.confidence.shape, -1, dtype=np.int64), **empty)  # type: ignore[arg-type]

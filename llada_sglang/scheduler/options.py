@@ -23,6 +23,7 @@ class TokenOptions:
     logprob_ids: beside it, of which ids. trace: whether step and confidence are reported.
     constrained: whether a grammar decides; json: whether it is a JSON schema's.
     walks: whether the text is looked at after every step, not only when a block has settled.
+    general: whether argmax and its probability are not enough: this row's logits are needed.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -36,16 +37,17 @@ class TokenOptions:
     json: bool = False
     walks: bool = False
 
-    @property
-    def general(self) -> bool:
-        """Whether argmax and its probability are not enough: this row's logits are needed."""
-        return (
+    general: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        general = (
             self.sampling.temperature > 0.0
             or self.penalties.any
             or self.min_new_tokens > 0
             or self.logprobs
             or self.constrained
         )
+        object.__setattr__(self, "general", general)
 
     @property
     def reports(self) -> bool:

@@ -1,9 +1,9 @@
 """Turns running requests into the block rows of one forward. Pure host code, no engine.
 
-A request is described by two numbers, both multiples of the block size B: `committed`, up to
-where its KV came from final tokens, and `front`, where its active block starts. Blocks in
-between are final but not persisted: a prompt being prefilled, or the block that resolved in
-the step before, whose commit rides with the next block's first step.
+A request is described by two positions, both multiples of the block size B: `committed`, up to
+where its KV came from final tokens, and `front`, where its blocks in flight start. Blocks in
+between are final but not persisted: a prompt being prefilled, or blocks that resolved in the
+step before, whose commit rides with the next block's first step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class Plannable(Protocol):
     def front(self) -> int: ...
 
     @property
-    def denoises(self) -> bool: ...
+    def prefilled(self) -> bool: ...
+
+    @property
+    def denoise_rows(self) -> int: ...
 
 
 class RowSpan(NamedTuple):
@@ -36,7 +39,7 @@ class RowSpan(NamedTuple):
     request: int
     start: int
     final_blocks: int
-    denoise: bool
+    denoise: int
 
     @property
     def rows(self) -> int:
@@ -48,7 +51,7 @@ def plan_rows(
 ) -> list[RowSpan]:
     """Choose the rows of one forward.
 
-    Requests that are denoising (at most one block waits for its commit) always run: a long
+    Requests that are denoising (prefilled, or all but one block of them) always run: a long
     prompt can slow them, never stop them. Prompts share what is left of `row_budget`, in the
     order given, and at most `prefill_budget` rows of it while something is denoising. A
     prompt whose last block fits joins with its first denoise row in the same forward, since
@@ -58,9 +61,9 @@ def plan_rows(
     prompts: list[tuple[int, Plannable]] = []
     for index, request in enumerate(requests):
         pending = (request.front - request.committed) // block
-        if request.denoises and pending <= 1:
-            running.append(RowSpan(index, request.committed, pending, True))
-        elif pending or request.denoises:
+        if request.denoise_rows and (pending <= 1 or request.prefilled):
+            running.append(RowSpan(index, request.committed, pending, request.denoise_rows))
+        elif pending or request.denoise_rows:
             prompts.append((index, request))
     left = row_budget - sum(span.rows for span in running)
     if running:
@@ -77,6 +80,7 @@ def _prefill(
         pending = (request.front - request.committed) // block
         blocks = min(pending, budget)
         budget -= blocks
-        denoise = blocks == pending and request.denoises and budget > 0
+        rows = request.denoise_rows
+        denoise = rows if blocks == pending and budget >= rows else 0
         budget -= denoise
         yield RowSpan(index, request.committed, blocks, denoise)

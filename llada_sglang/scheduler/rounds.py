@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,10 +13,12 @@ import numpy as np
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from llada_sglang.scheduler.details import BlockDetails, report
+from llada_sglang.scheduler.load import Load
 from llada_sglang.scheduler.options import stop_ids
 from llada_sglang.scheduler.planner import RowSpan, plan_rows
 from llada_sglang.scheduler.state import (
     MASKED,
+    ActiveBlock,
     BlockState,
     Provisional,
     RequestRecord,
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from llada_sglang.scheduler.runner import BlockRunner, StepResult
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""A lookahead that follows the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ class Tally:
 class Rounds:
     """The running requests and what a step does to them.
 
-    requeue: called with a retracted request. changed: requests with new tokens or an end
+    requeue: called with a retracted request. agree: turns a number of this rank's into the same
+    one on all ranks that run these rounds. changed: requests with new tokens or an end
     since the caller last cleared it, each once, in order. retractions: how many ever.
     """
 
@@ -80,9 +87,11 @@ class Rounds:
     runner: BlockRunner
     limits: Limits
     requeue: Callable[[Req], None]
+    agree: Callable[[int], int] = int
     states: list[BlockState] = field(default_factory=list)
     changed: dict[int, Req] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    load: Load = field(default_factory=Load)
     retractions: int = 0
     _admitted: int = 0
 
@@ -105,7 +114,9 @@ class Rounds:
         front = len(context) // block * block
         prefix = self.kv.lock_prefix(req, context)
         need = front - prefix + (block if text_end > prompt_len else 0)
-        reserve = block * len(self.states) + growth * max(0, text_end - front - block)
+        reserve = block * sum(len(other.flight) for other in self.states) + growth * max(
+            0, text_end - front - block
+        )
         if self.states and need + reserve > self.kv.obtainable():
             self.kv.unlock_prefix(req)
             return False
@@ -125,25 +136,27 @@ class Rounds:
             slot=-1,
             order=self._admitted,
             committed=prefix,
-            front=front,
             text_start=prompt_len,
             text_end=text_end,
             prompt_front=front,
-            canvas=self._fresh_canvas(context[front:]),
+            flight=[self._fresh_block(front, context[front:])],
         )
+        params, policy = record.params, record.params.policy
+        record.numbers = policy.numbers(params.values)
         state.slot = self.table.acquire(
             context,
-            threshold=record.params.threshold,
-            schedule=record.schedule,
-            stop_ids=record.stop_ids if record.params.eos_early_stop else (),
+            numbers=list(record.numbers.values()),
+            stop_ids=record.stop_ids if params.values.get("eos_early_stop") else (),
             text_start=prompt_len,
             text_end=text_end,
         )
-        if record.saved_canvas is not None and record.saved_front == front:
-            state.canvas, state.step = record.saved_canvas, record.saved_step
-            state.details = record.saved_details
-            self.table.restore(state.slot, front, state.canvas)
-        record.saved_canvas = record.saved_details = None
+        if record.saved and record.saved[0].start == front:
+            state.flight = record.saved
+        for one in state.flight:
+            self.table.restore(state.slot, one.start, one.canvas)
+            one.state_row = self.table.state_of(policy).acquire(one.saved_state)
+            one.saved_state = None
+        record.saved = []
         self.states.append(state)
         self._count_admission(req, prefix)
         return True
@@ -152,6 +165,9 @@ class Rounds:
         """Run one forward over the rows of all running requests, if there are any."""
         for state in [s for s in self.states if not s.denoises and s.committed == s.front]:
             self._end_by_length(state)
+        width = self._auto_width()
+        for state in self.states:
+            self._widen(state, width)
         self._secure_slots()
         spans = plan_rows(
             self.states,
@@ -160,15 +176,17 @@ class Rounds:
             prefill_budget=self.limits.prefill_budget,
         )
         if spans:
+            began = time.perf_counter()
             result = self.runner.step(self.states, spans)
-            self._advance(spans, result)
+            seconds = time.perf_counter() - began
+            resolved = self._advance(spans, result)
+            self.load.observe(sum(span.rows for span in spans), seconds, resolved)
 
     def end(self, state: BlockState) -> None:
         """Release a finished request; its committed blocks stay in the tree."""
         state.record.provisional = None
+        self._release(state)
         self.kv.close_row(state)
-        self.table.release(state.slot)
-        self.states.remove(state)
         if denoised := state.record.denoise_forwards:
             tokens = len(state.req.output_ids_through_stop)
             self.tally.ended_tokens_per_forward.append(tokens / denoised)
@@ -176,18 +194,19 @@ class Rounds:
         self.changed[id(state.req)] = state.req
 
     def retract(self, state: BlockState, *, keep: bool = True) -> None:
-        """Take a request's slots back; it resumes where it was, its canvas included.
+        """Take a request's slots back; it resumes where it was, its canvases included.
 
         keep: whether what was computed stays valid. Not so when weights are about to change:
-        then no KV is published and the unresolved block starts over.
+        then no KV is published and the unresolved blocks start over.
         """
         record, req = state.record, state.req
         if keep:
-            record.saved_front, record.saved_canvas = state.front, state.canvas
-            record.saved_step, record.saved_details = state.step, state.details
+            tables = self.table.state_of(record.params.policy)
+            for one in state.flight:
+                one.saved_state = tables.save(one.state_row)
+            record.saved = state.flight
+        self._release(state)
         self.kv.close_row(state, publish=keep)
-        self.table.release(state.slot)
-        self.states.remove(state)
         req.reset_for_retract()
         req.time_stats.set_retract_time()
         self.tally.retracted += 1
@@ -198,11 +217,53 @@ class Rounds:
         """The request that loses least by starting over: lowest priority, then last come."""
         return max(self.states, key=lambda state: state.order)
 
+    def _release(self, state: BlockState) -> None:
+        """Give back what a request holds on the device besides KV."""
+        tables = self.table.state_of(state.record.params.policy)
+        for one in state.flight:
+            tables.release(one.state_row)
+        self.table.release(state.slot)
+        self.states.remove(state)
+
+    def _auto_width(self) -> int:
+        """How many blocks of a request with lookahead `auto` may be in flight now."""
+        if not any(state.record.lookahead == AUTO for state in self.states):
+            return 1
+        return self.agree(self.load.lookahead(sum(state.denoises for state in self.states)))
+
+    def _widen(self, state: BlockState, auto: int) -> None:
+        """Start as many later blocks as the request's lookahead allows now."""
+        record = state.record
+        width = auto if record.lookahead == AUTO else int(record.lookahead)
+        if width == 1 or not state.denoises:
+            return
+        start = record.params.values["lookahead_start"]
+        while len(state.flight) < width:
+            last = state.flight[-1]
+            begin = last.start + self.block
+            if last.resolved < start or begin >= state.text_end or self._stops(state):
+                return
+            self._open(state, begin)
+
+    def _stops(self, state: BlockState) -> bool:
+        """Whether a block in flight holds a resolved stop id: what is behind it will be cut."""
+        stops = state.record.stop_ids
+        for one in state.flight:
+            begin = max(0, state.text_start - one.start)
+            if stops and np.isin(one.canvas[begin:], stops).any():
+                return True
+        return False
+
+    def _open(self, state: BlockState, begin: int) -> None:
+        one = self._fresh_block(begin)
+        one.state_row = self.table.state_of(state.record.params.policy).acquire()
+        state.flight.append(one)
+
     def _secure_slots(self) -> None:
         """Hold the KV slots of every active block, retracting the youngest where short."""
         for state in list(self.states):
             while state in self.states and state.denoises:
-                if self.kv.extend(state.req, state.front + self.block):
+                if self.kv.extend(state.req, state.flight[-1].start + self.block):
                     break
                 victim = self.youngest()
                 logger.warning(
@@ -213,7 +274,9 @@ class Rounds:
                 )
                 self.retract(victim)
 
-    def _advance(self, spans: list[RowSpan], result: StepResult | None) -> None:
+    def _advance(self, spans: list[RowSpan], result: StepResult | None) -> list[list[int]]:
+        """Act on a forward; returns the positions resolved, per request that denoised and block."""
+        counts: list[list[int]] = []
         block, tally = self.block, self.tally
         tally.forwards += 1
         tally.rows_per_forward.append(sum(span.rows for span in spans))
@@ -231,59 +294,115 @@ class Rounds:
                 state.published = True
             if span.denoise:
                 assert result is not None
-                tally.denoise_rows += 1
                 state.record.denoise_forwards += 1
-                if (details := result.details.get(row)) is not None:
-                    self._note(state, result.canvas[row], details)
-                state.step += 1
-                state.canvas = result.canvas[row]
-                if state.req.stream and state.record.params.stream_mode == "denoise":
-                    state.record.provisional = Provisional(state.front, state.step, state.canvas)
-                    self.changed[id(state.req)] = state.req
-                if (reason := result.failed.get(row)) is not None:
-                    self._fail(state, reason)
-                elif result.settled[row] or state.record.options.walks:
-                    self._emit(state, settled=bool(result.settled[row]))
-                row += 1
+                # Before any of them changes: whether one is forced depends on the one before.
+                blocks = [(one, state.forces(one)) for one in state.flight[: span.denoise]]
+                counts.append([])
+                for one, forced in blocks:
+                    masked = int((one.canvas == MASKED).sum())
+                    self._take(one, result, row, forced=forced)
+                    counts[-1].append(masked - int((one.canvas == MASKED).sum()))
+                    row += 1
+                self._after(state, result, row - span.denoise)
         tally.denoise_forwards += row > 0
         tally.prefill_forwards += tally.prefill_rows > prefills
         tally.commit_forwards += tally.commit_rows > commits
+        return counts
 
-    def _note(self, state: BlockState, canvas: np.ndarray, details: BlockDetails) -> None:
-        """Keep what the step says of the tokens it unmasked."""
-        if state.details is None:
-            state.details = BlockDetails.like(details)
-        new = np.flatnonzero((state.canvas == MASKED) & (canvas != MASKED))
-        state.details.take(new, details, state.step)
+    def _take(self, one: ActiveBlock, result: StepResult, row: int, *, forced: bool) -> None:
+        """Take over what a step made of one block."""
+        self.tally.denoise_rows += 1
+        if one.settled:
+            return  # it was a row for its K/V only
+        canvas = result.canvas[row]
+        if (details := result.details.get(row)) is not None:
+            self._note(one, canvas, details)
+        one.forced += forced
+        one.step += 1
+        one.canvas = canvas
+        one.settled = bool(result.settled[row])
 
-    def _emit(self, state: BlockState, *, settled: bool) -> None:
-        """Hand out resolved text; end the request or, where settled, roll on to the next block."""
-        req, canvas = state.req, state.canvas
+    def _after(self, state: BlockState, result: StepResult, row: int) -> None:
+        """Act on a step of a request whose first block was `row` of it."""
+        record, first = state.record, state.flight[0]
+        if state.req.stream and record.params.stream_mode == "denoise":
+            canvas = np.concatenate([one.canvas for one in state.flight])
+            record.provisional = Provisional(state.front, first.step, canvas)
+            self.changed[id(state.req)] = state.req
+        if (reason := result.failed.get(row)) is not None:
+            self._fail(state, reason)
+            return
+        self._cut_behind_stops(state)
+        persisted = bool(result.persisted[row])
+        while first.settled or (record.options.walks and not record.params.policy.edits):
+            rolled = self._emit(state)
+            if not rolled:
+                return
+            if persisted:
+                # The forward's input was final: its K/V are the block's, no commit is needed.
+                state.committed = first.start + self.block
+                state.req.kv.kv_committed_len = state.committed
+                persisted = False
+            first = state.flight[0]
+            if first.step == 0:
+                return
+
+    def _cut_behind_stops(self, state: BlockState) -> None:
+        """Drop blocks in flight that can no longer be part of the text."""
+        for place, one in enumerate(state.flight[:-1]):
+            if one.settled and (one.canvas == MASKED).any():
+                tables = self.table.state_of(state.record.params.policy)
+                for dropped in state.flight[place + 1 :]:
+                    tables.release(dropped.state_row)
+                del state.flight[place + 1 :]
+                return
+
+    @staticmethod
+    def _note(one: ActiveBlock, canvas: np.ndarray, details: BlockDetails) -> None:
+        """Keep what the step says of the tokens it wrote."""
+        if one.details is None:
+            one.details = BlockDetails.like(details)
+        before = one.canvas
+        if details.source is not None:
+            before = np.where(details.source >= 0, before[details.source], MASKED)
+            one.details.move(details.source)
+        new = np.flatnonzero((canvas != MASKED) & (canvas != before))
+        one.details.take(new, details, one.step, details.source)
+
+    def _emit(self, state: BlockState) -> bool:
+        """Hand out resolved text of the first block; True if it was settled and the next is first.
+
+        Ends the request where its text ends.
+        """
+        req, one = state.req, state.flight[0]
+        canvas = one.canvas
         masked = np.flatnonzero(canvas == MASKED)
         resolved = int(masked[0]) if masked.size else self.block
-        begin = max(state.text_start + len(req.output_ids) - state.front, 0)
-        cut = min(resolved, state.text_end - state.front)
+        begin = max(state.text_start + len(req.output_ids) - one.start, 0)
+        cut = min(resolved, state.text_end - one.start)
         text = canvas[begin:cut].tolist()
         if text:
             req.output_ids.extend(text)
             self.tally.output_tokens += len(text)
-            report(req, state.record.options, state.details, range(begin, cut))
+            report(req, state.record.options, one.details, range(begin, cut))
             req.update_finish_state(new_accepted_len=len(text))
         if req.finished():
             self.end(state)
-        elif not settled:
-            return
-        elif state.front + cut >= state.text_end:
+        elif not one.settled:
+            pass
+        elif one.start + cut >= state.text_end:
             self._end_by_length(state)
         else:
             # Settled early only at a stop or at the budget's end, and both end the request.
             assert not masked.size, f"request {req.rid} settled without an end"
             self.changed[id(req)] = req
             state.record.provisional = None
-            state.front += self.block
-            state.step = 0
-            state.details = None
-            state.canvas = np.full(self.block, MASKED, dtype=np.int64)
+            if len(state.flight) == 1:
+                self._open(state, one.start + self.block)
+            self.table.state_of(state.record.params.policy).release(one.state_row)
+            del state.flight[0]
+            return True
+        return False
 
     def _fail(self, state: BlockState, reason: str) -> None:
         state.req.finished_reason = FINISH_ABORT(reason, HTTPStatus.BAD_REQUEST, "BadRequestError")
@@ -295,11 +414,12 @@ class Rounds:
         req.finished_len = len(req.output_ids)
         self.end(state)
 
-    def _fresh_canvas(self, head: object) -> np.ndarray:
+    def _fresh_block(self, start: int, head: object = ()) -> ActiveBlock:
+        """A block of masks behind the tokens of `head`."""
         canvas = np.full(self.block, MASKED, dtype=np.int64)
         tokens = np.asarray(head, dtype=np.int64)
         canvas[: tokens.size] = tokens
-        return canvas
+        return ActiveBlock(start, canvas)
 
     def _count_admission(self, req: Req, prefix: int) -> None:
         req.is_retracted = False

@@ -11,10 +11,10 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from torch import Tensor
 
 from llada_sglang.decoding.finish import settled_rows
-from llada_sglang.decoding.threshold import unmask_confident
 from llada_sglang.scheduler.choice import Choice, Chooser
 from llada_sglang.scheduler.details import BlockDetails
-from llada_sglang.scheduler.state import MASKED
+from llada_sglang.scheduler.state import MASKED, ActiveRow
+from llada_sglang.scheduler.update import Rows, update_rows
 
 if TYPE_CHECKING:
     from sglang.srt.distributed.parallel_state import GroupCoordinator
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 class StepResult(NamedTuple):
     """What the host learns of one step, in the order of its denoise rows.
 
-    canvas: int64 [rows, block], MASKED where still masked. settled: bool [rows]. details: by row,
-    of the rows that report single tokens. failed: by row, why a constrained row cannot go on.
+    canvas: int64 [rows, block], MASKED where still masked. settled: bool [rows]. persisted: bool
+    [rows], rows whose input was final already, so that this forward's K/V are the block's.
+    details: by row, of the rows that report single tokens. failed: by row, why a constrained row
+    cannot go on.
     """
 
     canvas: np.ndarray
     settled: np.ndarray
+    persisted: np.ndarray
     details: dict[int, BlockDetails]
     failed: dict[int, str]
 
@@ -54,28 +57,28 @@ class BlockRunner:
     def step(self, states: Sequence[BlockState], spans: Sequence[RowSpan]) -> StepResult | None:
         """Run the rows of `spans`; returns None if none of them denoises.
 
-        Final rows come first and denoise rows last, in the order of `spans`.
+        Final rows come first and denoise rows last, in the order of `spans`; those of one request
+        in the order of its blocks.
         """
         block = self.block
         slots: list[int] = []
         pages: list[int] = []
         starts: list[int] = []
-        active: list[BlockState] = []
+        active: list[ActiveRow] = []
         for span in spans:
             state = states[span.request]
             count = span.final_blocks
             slots += [state.slot] * count
             pages += [state.req.kv.req_pool_idx] * count
             starts += range(span.start, span.start + count * block, block)
-            if span.denoise:
-                active.append(state)
+            active += [ActiveRow(state, one) for one in state.flight[: span.denoise]]
         finals = len(slots)
-        slots += [state.slot for state in active]
-        pages += [state.req.kv.req_pool_idx for state in active]
-        starts += [state.front for state in active]
-        steps = [0] * finals + [min(state.step, block - 1) for state in active]
+        slots += [state.slot for state, _ in active]
+        pages += [state.req.kv.req_pool_idx for state, _ in active]
+        starts += [one.start for _, one in active]
+        least = [0] * finals + [state.least(one) for state, one in active]
 
-        rows = torch.from_numpy(np.array([slots, pages, starts, steps], dtype=np.int64))
+        rows = torch.from_numpy(np.array([slots, pages, starts, least], dtype=np.int64))
         rows = rows.to(self.device, non_blocking=True)
         hidden = self._forward(rows, starts)
         if not active:
@@ -116,21 +119,15 @@ class BlockRunner:
         output = self.model_runner.forward(forward_batch).logits_output
         return output.hidden_states
 
-    def _denoise(self, rows: Tensor, hidden: Tensor, active: Sequence[BlockState]) -> StepResult:
+    def _denoise(self, rows: Tensor, hidden: Tensor, active: Sequence[ActiveRow]) -> StepResult:
         table = self.table
-        slots, _, first, steps = rows
+        slots, _, first, least = rows
         position = first[:, None] + self._columns
         where = (slots[:, None], position)
         canvas, masked = table.tokens[where], table.masked[where]
         choice = self.chooser.choose(hidden, active)
-        new_canvas, new_masked = unmask_confident(
-            canvas,
-            masked,
-            choice.candidate,
-            choice.confidence,
-            threshold=table.threshold[slots][:, None],
-            min_tokens=table.schedule[slots, steps][:, None],
-        )
+        updated = update_rows(Rows(slots, first, least, canvas, masked), choice, active, table)
+        new_canvas, new_masked = updated.canvas, updated.masked
         for row, columns in choice.walked.items():
             new_canvas[row], new_masked[row] = canvas[row], masked[row]
             new_canvas[row, columns] = choice.candidate[row, columns]
@@ -145,9 +142,22 @@ class BlockRunner:
             text_start=table.text_start[slots],
             text_end=table.text_end[slots],
         )
+        persisted = ~masked.any(dim=-1) & (new_canvas == canvas).all(dim=-1)
+        if updated.done is not None and updated.edits is not None:
+            settled = torch.where(updated.edits, updated.done, settled)
+        for row, source in updated.source.items():
+            if row in choice.details:
+                choice.details[row] |= {
+                    "source": source,
+                    "confidence": choice.confidence[row],
+                }
         # The step's only device-to-host copy.
         packed = torch.cat(
-            [new_canvas.masked_fill(new_masked, MASKED), settled[:, None].long()], dim=1
+            [
+                new_canvas.masked_fill(new_masked, MASKED),
+                torch.stack([settled, persisted], dim=1).long(),
+            ],
+            dim=1,
         )
         if not choice.details:
             return self._result(packed.cpu().numpy(), choice, {})
@@ -160,13 +170,14 @@ class BlockRunner:
         for row, tensors in choice.details.items():
             arrays = {}
             for name, tensor in tensors.items():
-                arrays[name] = flat[: tensor.numel()].reshape(tensor.shape)
+                array = flat[: tensor.numel()].reshape(tensor.shape)
+                arrays[name] = array.astype(np.int64) if name == "source" else array
                 flat = flat[tensor.numel() :]
             details[row] = BlockDetails(**arrays)
         return self._result(report.reshape(packed.shape), choice, details)
 
     @staticmethod
     def _result(report: np.ndarray, choice: Choice, details: dict[int, BlockDetails]) -> StepResult:
-        settled = report[:, -1].astype(bool)
+        settled, persisted = report[:, -2].astype(bool), report[:, -1].astype(bool)
         settled[choice.ended] = True
-        return StepResult(report[:, :-1], settled, details, choice.failed)
+        return StepResult(report[:, :-2], settled, persisted, details, choice.failed)

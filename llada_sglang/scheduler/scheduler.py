@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from sglang.srt.distributed.parallel_state import get_tp_group
 from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
@@ -14,7 +15,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.observability.req_time_stats import set_time_batch
 
 from llada_sglang import env
-from llada_sglang.config import DecodeParams
+from llada_sglang.checkpoint import read_family
 from llada_sglang.errors import DecodeParamError
 from llada_sglang.scheduler import algorithm
 from llada_sglang.scheduler.canvas import CanvasTable
@@ -26,9 +27,12 @@ from llada_sglang.scheduler.state import RequestRecord
 from llada_sglang.serving.metrics import DiffusionReporter
 from llada_sglang.serving.output import DiffusionOutputStreamer
 from llada_sglang.serving.requests import RequestRules
-from llada_sglang.serving.rules import parse_decoding
+from llada_sglang.serving.rules import parse_decoding, server_decoding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.managers.io_struct import PauseGenerationReqInput, TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
@@ -81,8 +85,9 @@ class DiffusionScheduler(Scheduler):
         self.rules = RequestRules(
             vocab_size=self.model_config.vocab_size,
             block_size=block,
-            defaults=DecodeParams.server_defaults(
-                config.algorithm_config or parse_decoding(env.load().decoding)
+            decoding=server_decoding(
+                read_family(self.server_args.model_path, revision=self.server_args.revision),
+                config.algorithm_config or parse_decoding(env.load().decoding),
             ),
         )
         self._seeds = np.random.default_rng(self.random_seed)
@@ -113,6 +118,7 @@ class DiffusionScheduler(Scheduler):
                 max_position=longest,
             ),
             requeue=self._requeue_retracted,
+            agree=_agreement(get_tp_group()),
         )
         self.running_batch = ScheduleBatch.init_new(
             [],
@@ -141,7 +147,12 @@ class DiffusionScheduler(Scheduler):
         # Drawn for every request, so that all ranks stay at the same place of the sequence.
         seed = int(self._seeds.integers(2**63))
         options = TokenOptions.read(req, seed=seed, trace=params.trace)
-        req.dllm_algo_state = RequestRecord(params, options)
+        policy = params.policy
+        req.dllm_algo_state = RequestRecord(
+            params,
+            options,
+            policy_reads=policy.reads_logits(params.values) or bool(policy.illegal_ids),
+        )
         if params.trace:
             req.customized_info = {"unmask_step": [], "unmask_confidence": []}
         return None
@@ -291,3 +302,16 @@ class DiffusionScheduler(Scheduler):
                 self.rounds.retract(state, keep=False)
             self.running_batch.reqs = []
         super().pause_generation(recv_req)
+
+
+def _agreement(group: GroupCoordinator) -> Callable[[int], int]:
+    """Makes every rank of a group take the first one's number: what is timed differs by rank."""
+    if group.world_size == 1:
+        return int
+
+    def agree(value: int) -> int:
+        number = torch.tensor([value])
+        torch.distributed.broadcast(number, src=group.ranks[0], group=group.cpu_group)
+        return int(number)
+
+    return agree

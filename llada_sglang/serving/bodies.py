@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
+from functools import cache
 from typing import Any
 
-from llada_sglang.config import DecodeParams
+from llada_sglang.config import parameter_names
 from llada_sglang.errors import RequestError
 
 Body = dict[str, Any]
 
-DECODING = frozenset(f.name for f in fields(DecodeParams)) | {"block_length"}
-"""Parameters of the decoding; they travel in `custom_params`."""
 
 LENGTH = "gen_length"
 """The published name of `max_new_tokens`."""
 
-PUBLISHED = DECODING | {LENGTH, "max_new_tokens", "temperature", "top_p", "top_k"}
-"""What a `/generate` body may hold beside `sampling_params`."""
 
 _PROMPTS = ("text", "input_ids", "input_embeds")
 _IGNORED = frozenset({"model"})  # routers add it; there is one model
+
+
+@cache
+def decoding_keys() -> frozenset[str]:
+    """Parameters of the decoding; they travel in `custom_params`."""
+    return parameter_names() | {"block_length"}
+
+
+@cache
+def published_keys() -> frozenset[str]:
+    """What a `/generate` body may hold beside `sampling_params`."""
+    return decoding_keys() | {LENGTH, "max_new_tokens", "temperature", "top_p", "top_k"}
 
 
 def generate_body(
@@ -38,9 +46,9 @@ def generate_body(
     known: the keys of the host's request. sampling: the keys of its sampling parameters.
     Raises RequestError for two values of one thing and for a key nobody reads.
     """
-    given = _without_nulls(body, PUBLISHED | {"prompt"} | _IGNORED)
-    rest = {key: value for key, value in given.items() if key not in PUBLISHED | _IGNORED}
-    published = {key: value for key, value in given.items() if key in PUBLISHED}
+    given = _without_nulls(body, published_keys() | {"prompt"} | _IGNORED)
+    rest = {key: value for key, value in given.items() if key not in published_keys() | _IGNORED}
+    published = {key: value for key, value in given.items() if key in published_keys()}
     if "prompt" in rest:
         rest |= _prompt(rest.pop("prompt"), rest)
     for key in rest:
@@ -65,7 +73,7 @@ def sampling_params(given: Mapping[str, Any], known: Collection[str]) -> Body:
     for alias, name in ((LENGTH, "max_new_tokens"), ("seed", "sampling_seed")):
         if alias in params:
             _put(params, name, params.pop(alias), alias)
-    moved = {key: params.pop(key) for key in sorted(DECODING & set(params))}
+    moved = {key: params.pop(key) for key in sorted(decoding_keys() & set(params))}
     if moved:
         custom = params.get("custom_params", {})
         if not isinstance(custom, Mapping):
@@ -78,7 +86,7 @@ def sampling_params(given: Mapping[str, Any], known: Collection[str]) -> Body:
     for key in params:
         if key not in known:
             raise RequestError(
-                f"unknown sampling parameter {key!r}{_hint(key, {*known, *PUBLISHED})}."
+                f"unknown sampling parameter {key!r}{_hint(key, {*known, *published_keys()})}."
             )
     return params
 
@@ -97,7 +105,7 @@ def openai_body(
     for key in body:
         if key in known or key in harmless:
             continue
-        if key in DECODING | {LENGTH}:
+        if key in decoding_keys() | {LENGTH}:
             raise RequestError(
                 f"{key} is a decoding parameter: put it into custom_params "
                 f'(extra_body={{"custom_params": {{"{key}": ...}}}} with the openai client).'
@@ -164,9 +172,8 @@ def _same(one: Any, other: Any) -> bool:
 def _unknown(key: str, known: Collection[str], sampling: Collection[str]) -> RequestError:
     if key in sampling:
         return RequestError(f"{key} is a sampling parameter: put it into sampling_params.")
-    return RequestError(
-        f"unknown key {key!r} in the request body{_hint(key, {*known, *PUBLISHED, 'prompt'})}."
-    )
+    near = {*known, *published_keys(), "prompt"}
+    return RequestError(f"unknown key {key!r} in the request body{_hint(key, near)}.")
 
 
 def _hint(key: str, known: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from sglang.srt.sampling.sampling_params import (
     REQUEST_REASONING_IN_GRAMMAR_KEY,
 )
 
-from llada_sglang.config import DecodeParams
+from llada_sglang.config import DecodeParams, Decoding
 from llada_sglang.errors import DecodeParamError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class RequestRules:
 
     vocab_size: int
     block_size: int
-    defaults: DecodeParams
+    decoding: Decoding
 
     def admit(self, req: Req, given: TokenizedGenerateReqInput | None = None) -> DecodeParams:
         """Return the decoding parameters of a request.
@@ -54,10 +54,36 @@ class RequestRules:
             custom = {key: value for key, value in custom.items() if key not in HOST_KEYS}
             self._check_block_length(custom.pop("block_length", None))
             self._apply_gen_length(req, custom.pop("gen_length", None))
-        params = DecodeParams.parse(custom, self.defaults)
-        if reason := self._scored_prompt(req, given) or self._illegal_token(req):
+        sampling = req.sampling_params
+        constrained = any(
+            (sampling.json_schema, sampling.regex, sampling.ebnf, sampling.structural_tag)
+        )
+        params = self.decoding.parse(custom, constrained=constrained)
+        if reason := (
+            self._scored_prompt(req, given)
+            or self._illegal_token(req)
+            or self._counted_edits(req, params)
+        ):
             raise DecodeParamError(reason)
         return params
+
+    @staticmethod
+    def _counted_edits(req: Req, params: DecodeParams) -> str | None:
+        if not params.policy.edits:
+            return None
+        sampling = req.sampling_params
+        for name, neutral in (
+            ("frequency_penalty", 0.0),
+            ("presence_penalty", 0.0),
+            ("repetition_penalty", 1.0),
+        ):
+            if (value := getattr(sampling, name)) != neutral:
+                return (
+                    f"{name} must be {neutral:g} under policy {params.policy.name}, got {value}: "
+                    f"it counts tokens that editing may take back. Leave it out, or use policy "
+                    f"threshold."
+                )
+        return None
 
     def _check_block_length(self, value: Any) -> None:
         if value is not None and (value != self.block_size or isinstance(value, bool)):

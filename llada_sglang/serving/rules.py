@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llada_sglang import env
 from llada_sglang.checkpoint import CheckpointFamily
-from llada_sglang.config import DecodeParams
-from llada_sglang.errors import LaunchConfigError, LLaDAError
+from llada_sglang.config import Decoding
+from llada_sglang.errors import DecodeParamError, LaunchConfigError, LLaDAError
 
 ALGORITHM = "BlockDiffusion"
 
@@ -117,10 +117,9 @@ def check_launch(config: Any, family: CheckpointFamily, algorithms: frozenset[st
     for rule in RULES:
         rule.check(config)
     _check_algorithm(config, algorithms)
-    _check_decoding(config)
+    _check_decoding(config, family)
     _check_graphs(config)
     _check_widths(config, family.block_size)
-    _check_block_routing(config, family)
 
 
 def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
@@ -153,7 +152,19 @@ def parse_decoding(text: str) -> dict[str, Any]:
     return given
 
 
-def _check_decoding(config: Any) -> None:
+def server_decoding(family: CheckpointFamily, given: Mapping[str, Any] | None) -> Decoding:
+    """The policies for a checkpoint and the defaults of a server.
+
+    given: what `--dllm-algorithm-config` holds. Raises DecodeParamError.
+    """
+    from llada_sglang.decoding.policies import policy_classes
+    from llada_sglang.decoding.policy import Checkpoint, PolicySet
+
+    checkpoint = Checkpoint(family.block_size, family.mask_id, family.delete_id, family.split_id)
+    return Decoding.of_server(PolicySet(checkpoint, policy_classes()), family.policy, given)
+
+
+def _check_decoding(config: Any, family: CheckpointFamily) -> None:
     value = config.dllm_algorithm_config
     if config.dllm_algorithm not in (None, ALGORITHM):
         return
@@ -162,11 +173,15 @@ def _check_decoding(config: Any) -> None:
     given = env.load().decoding
     if value is not None:
         given = value
-    elif not given:
+    try:
+        server_decoding(family, None)
+    except DecodeParamError as error:
+        raise LaunchConfigError(f"decoding_policy in config.json: {error}") from error
+    if not given:
         return
     try:
         text = given if value is None or is_inline(value) else Path(value).read_text("utf-8")
-        DecodeParams.server_defaults(parse_decoding(text))
+        server_decoding(family, parse_decoding(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LLaDAError) as error:
         source = "LLADA_SGLANG_DECODING" if value is None else "--dllm-algorithm-config"
         raise LaunchConfigError(f"{source} {given}: {error}") from error
@@ -210,13 +225,3 @@ def _check_widths(config: Any, block: int) -> None:
     running = config.max_running_requests
     if running is not None and running < 1:
         raise LaunchConfigError(f"--max-running-requests must be at least 1, got {running}.")
-
-
-def _check_block_routing(config: Any, family: CheckpointFamily) -> None:
-    capacity = family.config.get("expert_capacity")
-    if capacity is not None and config.device == "cpu":
-        raise LaunchConfigError(
-            f"--device cpu cannot serve a checkpoint with expert_capacity in its config.json, got "
-            f"{capacity}: the host routes the experts of a block (LLaDA2.2) on CUDA only. Use a "
-            f"GPU, or a LLaDA2.0 or 2.1 checkpoint."
-        )

@@ -24,9 +24,15 @@ class Oracle:
 
     def __call__(self, prompt: list[int], **params: Any) -> Decoded:
         """Decode a prompt; keywords as `reference.decode.decode` takes them."""
-        return self._ask(tuple(prompt), tuple(sorted(params.items())))
+        parameters = tuple(sorted(params.pop("parameters", {}).items()))
+        return self._ask(tuple(prompt), tuple(sorted(params.items())), parameters)
 
-    def _decode(self, prompt: tuple[int, ...], params: tuple[tuple[str, Any], ...]) -> Decoded:
+    def _decode(
+        self,
+        prompt: tuple[int, ...],
+        params: tuple[tuple[str, Any], ...],
+        parameters: tuple[tuple[str, Any], ...],
+    ) -> Decoded:
         with torch.inference_mode():
             return decode(
                 self.model,
@@ -34,6 +40,9 @@ class Oracle:
                 block_size=self.family.block_size,
                 mask_id=self.family.mask_id,
                 eos_ids=self.family.eos_ids,
+                delete_id=self.family.delete_id,
+                split_id=self.family.split_id,
+                parameters=dict(parameters),
                 **dict(params),
             )
 

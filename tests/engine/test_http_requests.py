@@ -104,7 +104,7 @@ def test_decoding_parameters_go_through_every_door(nano_server, client, oracle) 
 @pytest.mark.parametrize(
     ("sampling", "named"),
     [
-        ({"custom_params": {"threshold": 1.7}}, "threshold must be in (0, 1], got 1.7"),
+        ({"custom_params": {"threshold": 1.7}}, "threshold must be a number in (0, 1], got 1.7"),
         ({"custom_params": {"treshold": 0.5}}, "treshold"),
         ({"custom_params": {"steps": 0}}, "steps"),
         ({"custom_params": {"trace": 1}}, "trace must be true or false, got 1"),

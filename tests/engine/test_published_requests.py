@@ -66,7 +66,7 @@ def test_prompts_may_be_several_and_of_token_ids(nano_server: Server) -> None:
         ({"prompt": "a", "text": "b"}, ["prompt and text"]),
         ({"prompt": "a", "block_length": 16}, ["block_length must be 32", "16"]),
         ({"prompt": "a", "gen_length": 5, "max_new_tokens": 6}, ["gen_length", "max_new_tokens"]),
-        ({"prompt": "a", "threshold": 1.7}, ["threshold must be in (0, 1], got 1.7"]),
+        ({"prompt": "a", "threshold": 1.7}, ["threshold must be a number in (0, 1], got 1.7"]),
         ({"prompt": "a", "max_tokens": 6}, ["max_tokens", "max_new_tokens"]),
         ({"prompt": {}}, ["prompt must be"]),
         ({"text": "a", "sampling_params": [{}]}, ["sampling_params must be one mapping"]),

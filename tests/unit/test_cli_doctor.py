@@ -203,10 +203,6 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
     assert finding.serious
     assert "truncated" in finding.what
 
-    (finding,) = found(write_checkpoint(tmp_path / "later", expert_capacity=48))
-    assert finding.serious
-    assert "LLaDA2.2" in finding.what
-
 
 @pytest.mark.parametrize(
     ("changes", "name"),

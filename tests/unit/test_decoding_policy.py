@@ -9,10 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sglang.decoding.finish import settled_rows
-from llada_sglang.decoding.threshold import unmask_confident
+from llada_sglang.decoding.policies.threshold import Threshold
+from llada_sglang.decoding.policy import Checkpoint, Step
 
 BLOCK = 8
 CONFIDENCES = st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, 0.95, 0.951, 1.0, float("nan")])
+
+
+def unmask(canvas, masked, candidate, confidence, *, threshold, least):
+    """One step of the threshold policy; threshold, least: of all rows, or one per row."""
+    rows = len(canvas)
+    update = Threshold(Checkpoint(BLOCK, mask_id=99)).update(
+        Step(
+            canvas=canvas,
+            masked=masked,
+            generated=torch.ones_like(masked),
+            candidate=candidate,
+            confidence=confidence,
+            least=torch.as_tensor(least).reshape(-1, 1).expand(rows, 1),
+            numbers={
+                "threshold": torch.as_tensor(threshold).double().reshape(-1, 1).expand(rows, 1)
+            },
+        )
+    )
+    return update.canvas, update.masked
 
 
 def unmask_by_loop(masked, confidence, threshold, least):
@@ -30,7 +50,7 @@ def test_positions_equal_but_for_rounding_resolve_from_the_left():
     masked = torch.ones(1, BLOCK, dtype=torch.bool)
     canvas = torch.zeros(1, BLOCK, dtype=torch.int64)
     noise = torch.linspace(0.3, 0.3000001, BLOCK)[None]
-    _, still = unmask_confident(canvas, masked, canvas, noise, threshold=0.9, min_tokens=2)
+    _, still = unmask(canvas, masked, canvas, noise, threshold=0.9, least=2)
     assert still.tolist() == [[False, False] + [True] * (BLOCK - 2)]
 
 
@@ -52,17 +72,17 @@ def test_rows_with_different_parameters_unmask_what_the_definition_says(rows):
     confidence = torch.tensor([row[1] for row in rows], dtype=torch.float32)
     canvas = torch.zeros(masked.shape, dtype=torch.int64)
     candidate = torch.arange(1, BLOCK + 1).expand_as(canvas)
-    threshold = torch.tensor([[row[2]] for row in rows])
-    new, still = unmask_confident(
+    threshold = torch.tensor([row[2] for row in rows], dtype=torch.float64)
+    new, still = unmask(
         canvas,
         masked,
         candidate,
         confidence,
         threshold=threshold,
-        min_tokens=torch.tensor([[row[3]] for row in rows]),
+        least=[row[3] for row in rows],
     )
     for r, (was_masked, _, _, least) in enumerate(rows):
-        expected = unmask_by_loop(was_masked, confidence[r].tolist(), float(threshold[r, 0]), least)
+        expected = unmask_by_loop(was_masked, confidence[r].tolist(), float(threshold[r]), least)
         accepted = {i for i in range(BLOCK) if was_masked[i] and not still[r, i]}
         assert accepted == expected
         assert all(new[r, i] == (i + 1 if i in expected else 0) for i in range(BLOCK))
@@ -72,8 +92,8 @@ def test_a_masked_block_always_makes_progress_whatever_the_confidence():
     masked = torch.ones(1, BLOCK, dtype=torch.bool)
     canvas = torch.zeros(1, BLOCK, dtype=torch.int64)
     for bad in (float("nan"), 0.0, -1.0):
-        _, still = unmask_confident(
-            canvas, masked, canvas, torch.full((1, BLOCK), bad), threshold=1.0, min_tokens=1
+        _, still = unmask(
+            canvas, masked, canvas, torch.full((1, BLOCK), bad), threshold=1.0, least=1
         )
         assert still.sum() == BLOCK - 1
 
@@ -81,8 +101,8 @@ def test_a_masked_block_always_makes_progress_whatever_the_confidence():
 def test_resolved_positions_are_never_touched():
     canvas = torch.arange(BLOCK)[None]
     masked = torch.zeros(1, BLOCK, dtype=torch.bool)
-    new, still = unmask_confident(
-        canvas, masked, canvas + 100, torch.ones(1, BLOCK), threshold=0.1, min_tokens=BLOCK
+    new, still = unmask(
+        canvas, masked, canvas + 100, torch.ones(1, BLOCK), threshold=0.1, least=BLOCK
     )
     assert torch.equal(new, canvas)
     assert not still.any()

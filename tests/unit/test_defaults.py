@@ -220,10 +220,8 @@ def test_a_flag_that_works_is_let_through(
     check_launch(arguments, family(), ALGORITHMS)
 
 
-def test_block_routing_needs_a_gpu(arguments: SimpleNamespace) -> None:
-    with pytest.raises(LaunchConfigError, match="--device cpu cannot serve a checkpoint with"):
-        check_launch(arguments, family(expert_capacity=48), ALGORITHMS)
-    arguments.device = "cuda"
+def test_block_routing_is_served_on_a_cpu_too(arguments: SimpleNamespace) -> None:
+    assert arguments.device == "cpu"
     check_launch(arguments, family(expert_capacity=48), ALGORITHMS)
 
 
@@ -303,7 +301,7 @@ def test_decoding_defaults_may_be_a_file_or_inline(
     arguments.dllm_algorithm_config = given("{threshold: 0.8, steps: 16}")
     check_launch(arguments, family(), ALGORITHMS)
     for text, message in (
-        ("{threshold: 1.8}", r"threshold must be in \(0, 1\], got 1.8"),
+        ("{threshold: 1.8}", r"threshold must be a number in \(0, 1\], got 1.8"),
         ("{treshold: 0.8}", "treshold"),
         ("{threshold: 0.8", "--dllm-algorithm-config"),
     ):

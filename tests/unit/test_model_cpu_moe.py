@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sglang.models.cpu_moe import route, run_experts
+from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
+from llada_sglang.reference.config import ModelShape
+from llada_sglang.reference.model import Router
 
 EXPERTS, GROUPS, HIDDEN, INNER = 16, 4, 24, 8
 
@@ -53,6 +55,72 @@ def test_routing_is_the_hosts_where_the_host_is_right() -> None:
     ours, theirs = ids.argsort(-1), theirs_ids.argsort(-1)
     assert torch.equal(ids.gather(1, ours), theirs_ids.gather(1, theirs))
     torch.testing.assert_close(weights.gather(1, ours), theirs_weights.gather(1, theirs))
+
+
+def reference_router(bias: Tensor, capacity: int, top_k: int) -> Router:
+    """A reference router whose logits are its input."""
+    config = dict.fromkeys(
+        (
+            "vocab_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "moe_intermediate_size",
+            "first_k_dense_replace",
+        ),
+        1,
+    )
+    shape = ModelShape.from_config(
+        {
+            **config,
+            "hidden_size": EXPERTS,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": top_k,
+            "n_group": GROUPS,
+            "topk_group": 2,
+            "expert_capacity": capacity,
+        }
+    )
+    router = Router(shape)
+    router.weight = torch.nn.Parameter(torch.eye(EXPERTS))
+    router.expert_bias = bias
+    return router.requires_grad_(False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 8, 64, 83])
+@pytest.mark.parametrize(("capacity", "top_k"), [(4, 4), (10, 4), (EXPERTS, 4), (3, 1)])
+def test_block_routing_is_the_references(
+    capacity: int, top_k: int, tokens: int, tied: bool
+) -> None:
+    torch.manual_seed(capacity + tokens)
+    logits, bias = 2 * torch.randn(tokens, EXPERTS), 0.3 * torch.randn(EXPERTS)
+    if tied:
+        logits, bias = logits.round().clamp(-1, 1), (bias * 2).round() / 4
+    weights, ids = route_blocks(logits, bias, block_size=8, expert_capacity=capacity, top_k=top_k)
+    assert (weights.dtype, ids.dtype) == (torch.float32, torch.int32)
+    assert weights.shape == ids.shape == (tokens, top_k)
+    if tokens:
+        router = reference_router(bias, capacity, top_k)
+        expected_ids, expected_weights = router(logits, torch.arange(tokens) // 8)
+        assert torch.equal(ids.long(), expected_ids)
+        assert torch.equal(weights, expected_weights)
+
+
+def test_a_block_admits_by_its_best_token_and_takes_the_lower_id_of_equals() -> None:
+    logits = torch.zeros(5, EXPERTS)
+    logits[0, 9], logits[1, 12], logits[2, 3] = 3.0, 2.0, 1.0
+    bias = torch.zeros(EXPERTS)
+    _, ids = route_blocks(logits, bias, block_size=3, expert_capacity=4, top_k=3)
+    assert ids.tolist() == [[9, 0, 3], [12, 0, 3], [3, 0, 9], [0, 1, 2], [0, 1, 2]]
+    bias[15] = -2.0
+    bias[14] = 0.25
+    weights, ids = route_blocks(logits, bias, block_size=3, expert_capacity=4, top_k=3)
+    assert ids.tolist() == [[9, 14, 3], [12, 14, 3], [14, 3, 9], [14, 0, 1], [14, 0, 1]]
+    torch.testing.assert_close(weights[3], torch.full((3,), 1 / 3))
 
 
 def experts_by_hand(x: Tensor, weights: Tensor, ids: Tensor, w13: Tensor, w2: Tensor) -> Tensor:

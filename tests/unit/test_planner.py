@@ -19,17 +19,31 @@ class Request:
     denoises: bool = True
     steps: int = 1
     blocks: int = 1
+    lookahead: int = 1
+    prompt: int = -1
+
+    def __post_init__(self):
+        self.prompt = self.front
+
+    @property
+    def denoise_rows(self):
+        return self.lookahead if self.denoises else 0
+
+    @property
+    def prefilled(self):
+        return self.committed >= self.prompt
 
 
 REQUESTS = st.lists(
     st.builds(
-        lambda hit, pending, denoises, steps, blocks: Request(
-            hit * BLOCK, (hit + pending) * BLOCK, denoises, steps, blocks
+        lambda hit, pending, denoises, steps, blocks, lookahead: Request(
+            hit * BLOCK, (hit + pending) * BLOCK, denoises, steps, blocks, lookahead
         ),
         st.integers(0, 3),
         st.integers(0, 40),
         st.booleans(),
         st.integers(1, 5),
+        st.integers(1, 4),
         st.integers(1, 4),
     ),
     min_size=1,
@@ -56,7 +70,9 @@ def test_any_schedule_keeps_order_budget_and_progress(arrivals, row_budget):
             running, block=BLOCK, row_budget=row_budget, prefill_budget=prefill_budget
         )
         assert spans or not running, "something runs in every forward"
-        denoising = [r for r in running if r.denoises and r.front - r.committed <= BLOCK]
+        denoising = [
+            r for r in running if r.denoises and (r.front - r.committed <= BLOCK or r.prefilled)
+        ]
         planned = {span.request for span in spans}
         assert len(planned) == len(spans), "one span per request"
         assert all(i in planned for i, r in enumerate(running) if r in denoising), (
@@ -72,13 +88,15 @@ def test_any_schedule_keeps_order_budget_and_progress(arrivals, row_budget):
             if span.denoise:
                 assert end == request.front, "a block is denoised over a whole context"
                 assert request.denoises
+                assert span.denoise == request.lookahead, "blocks in flight stay together"
             request.committed = end
             if span.denoise:
                 left[id(request)] -= 1
                 if left[id(request)] == 0:
                     left[id(request)] = request.steps
-                    request.blocks -= 1
-                    request.front += BLOCK
+                    done = min(request.blocks, request.lookahead)
+                    request.blocks -= done
+                    request.front += done * BLOCK
                     if request.blocks == 0:
                         request.denoises = False
                         request.committed = request.front  # finished: leaves without a commit

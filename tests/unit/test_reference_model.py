@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +44,9 @@ CONFIG = {
 }
 
 
-def random_model(seed: int = 0) -> LLaDA2:
+def random_model(seed: int = 0, config: dict[str, Any] = CONFIG) -> LLaDA2:
     torch.manual_seed(seed)
-    model = LLaDA2(ModelShape.from_config(CONFIG))
+    model = LLaDA2(ModelShape.from_config(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
@@ -143,6 +145,75 @@ def test_router_chooses_by_biased_score_within_groups_and_weighs_without_bias() 
             assert weight == pytest.approx(scores[expert] / total, abs=1e-5)
 
 
+BLOCKWISE = {**CONFIG, "expert_capacity": 3}
+
+
+def test_a_block_admits_the_experts_with_the_best_scores_of_any_token() -> None:
+    router = Router(replace(ModelShape.from_config(BLOCKWISE), hidden_size=8))
+    with torch.no_grad():
+        router.weight = torch.nn.Parameter(torch.eye(8))
+    # Logits are the input itself. Block 0 admits 7 and 5, and of the equals 0 and 2 the lower one.
+    x = torch.tensor(
+        [
+            [3.0, 0, 3.0, 0, 0, 4.0, 0, 0],
+            [0, 0, 2.0, 0, 0, 0, 1.0, 5.0],
+            [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        ]
+    )
+    experts, weights = router(x, torch.tensor([0, 0, 1]))
+    assert experts.tolist() == [[5, 0], [7, 0], [0, 1]]
+    assert weights[2].tolist() == [0.5, 0.5]
+    assert float(weights[1, 0].detach()) == pytest.approx(0.99331 / (0.99331 + 0.5), abs=1e-4)
+    router.expert_bias[6] = 2.0
+    experts, weights = router(x, torch.tensor([0, 0, 1]))
+    assert experts.tolist() == [[6, 5], [6, 7], [6, 0]]
+    assert weights[2].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="which token is in which"):
+        router(x)
+
+
+def test_block_routing_ignores_groups_and_is_the_plain_choice_where_all_are_admitted() -> None:
+    torch.manual_seed(3)
+    free = Router(ModelShape.from_config({**CONFIG, "n_group": 1, "topk_group": 1}))
+    every = Router(ModelShape.from_config({**CONFIG, "expert_capacity": 8}))
+    with torch.no_grad():
+        every.weight = torch.nn.Parameter(free.weight.normal_())
+    x = torch.randn(20, 32)
+    for got, expected in zip(every(x, torch.arange(20) // 4), free(x), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_packed_copies_of_a_block_are_routed_apart() -> None:
+    model = random_model(config=BLOCKWISE)
+    ids = torch.randint(0, 64, (24,))
+    alone = model.block_causal_logits(ids, 8)
+    positions = torch.arange(24).repeat(2)
+    document = torch.arange(48) // 24
+    mask = (document[:, None] == document) & (positions[:, None] // 8 >= positions // 8)
+    group = document * 3 + positions // 8
+    both = ids.repeat(2)
+    both[24:] = torch.randint(0, 64, (24,))
+    with torch.no_grad():
+        packed = model(both[None], positions[None], mask[None], group=group[None], fast=True)[0]
+        merged = model(
+            both[None], positions[None], mask[None], group=positions[None] // 8, fast=True
+        )[0]
+    torch.testing.assert_close(packed[:24], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(merged[:24], alone, rtol=1e-2)
+
+
+def test_rows_of_a_batch_are_routed_apart() -> None:
+    model = random_model(config=BLOCKWISE)
+    ids = torch.randint(0, 64, (2, 16))
+    positions = torch.arange(16).expand(2, -1)
+    mask = block_causal_mask(16, 8).expand(2, -1, -1)
+    with torch.no_grad():
+        rows = model(ids, positions, mask, group=positions // 8)
+    for row in range(2):
+        alone = model.block_causal_logits(ids[row], 8)
+        torch.testing.assert_close(rows[row], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_checkpoint_round_trip_single_and_sharded(tmp_path: Path) -> None:
     model = random_model()
     tensors = write_checkpoint(tmp_path / "single", model)
@@ -199,8 +270,10 @@ def test_wrong_weights_are_refused_by_name(tmp_path: Path, damage: str, message:
 
 
 def test_a_config_the_reference_does_not_compute_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expert_capacity=48"):
-        ModelShape.from_config({**CONFIG, "expert_capacity": 48})
+    with pytest.raises(CheckpointError, match="rope_scaling="):
+        ModelShape.from_config({**CONFIG, "rope_scaling": {"type": "yarn"}})
+    with pytest.raises(CheckpointError, match=r"expert_capacity must be in .*\[2, 8\], got 9"):
+        ModelShape.from_config({**CONFIG, "expert_capacity": 9})
     with pytest.raises(CheckpointError, match="missing hidden_size"):
         ModelShape.from_config({k: v for k, v in CONFIG.items() if k != "hidden_size"})
     with pytest.raises(CheckpointError, match=r"no config\.json"):
