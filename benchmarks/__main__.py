@@ -1,4 +1,4 @@
-"""All measurements, one after the other: `python -m benchmarks`, about an hour on two cores.
+"""All measurements, one after the other: `python -m benchmarks`, about two hours on two cores.
 
 Writes the checkpoints once, into build/checkpoints, and the reports into benchmarks/results.
 """
@@ -33,6 +33,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("benchmarks.general_path", "--model", str(RANDOM), "--title", RANDOM_TITLE),
     ("benchmarks.grammar",),
     ("benchmarks.head",),
+    ("benchmarks.policies",),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,12 @@ LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One greedy request over token ids."""
+    """One greedy request over token ids. decoding: its custom_params."""
 
     input_ids: tuple[int, ...]
     max_new_tokens: int
     ignore_eos: bool = True
-    threshold: float | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, *, stream: bool) -> dict[str, Any]:
         """The body of POST /generate."""
@@ -30,8 +30,8 @@ class Task:
             "max_new_tokens": self.max_new_tokens,
             "ignore_eos": self.ignore_eos,
         }
-        if self.threshold is not None:
-            sampling["custom_params"] = {"threshold": self.threshold}
+        if self.decoding:
+            sampling["custom_params"] = dict(self.decoding)
         return {"input_ids": list(self.input_ids), "sampling_params": sampling, "stream": stream}
 
 

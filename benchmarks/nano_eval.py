@@ -11,8 +11,9 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -29,12 +30,17 @@ DEFAULT_THRESHOLD = 0.95
 
 
 class OverHttp:
-    """Puts questions to a running server; counts the requests that failed."""
+    """Puts questions to a running server; counts the requests that failed.
 
-    def __init__(self, url: str, model: Path, *, threshold: float, concurrency: int) -> None:
+    decoding: custom_params of every request.
+    """
+
+    def __init__(
+        self, url: str, model: Path, *, decoding: Mapping[str, Any], concurrency: int
+    ) -> None:
         self._url = url
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        self._threshold = threshold
+        self._decoding = decoding
         self._concurrency = concurrency
         self.errors: list[str] = []
 
@@ -44,7 +50,7 @@ class OverHttp:
                 tuple(self._tokenizer.encode(chat.render_prompt(e.messages, e.tools)).ids),
                 max_new_tokens=128,
                 ignore_eos=False,
-                threshold=self._threshold,
+                decoding=self._decoding,
             )
             for e in examples
         ]
@@ -72,7 +78,7 @@ def run(arguments: argparse.Namespace, logs: Path) -> None:
             answer = OverHttp(
                 server.url,
                 arguments.model,
-                threshold=threshold,
+                decoding={"threshold": threshold},
                 concurrency=arguments.concurrency,
             )
             started = time.monotonic()

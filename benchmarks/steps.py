@@ -94,7 +94,7 @@ def _instrument(engine: str, scheduler: Any) -> Clock:
         from llada_sglang.scheduler import runner
 
         clock.wrap(scheduler.rounds.runner.chooser, "_head", "lm_head and statistics")
-        clock.wrap(runner, "unmask_confident", "policy")
+        clock.wrap(runner, "update_rows", "policy")
         clock.wrap(runner, "settled_rows", "policy")
     else:
         # Stock's forward includes lm_head; its softmax is in the algorithm's step.
