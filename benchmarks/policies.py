@@ -38,7 +38,6 @@ SETTINGS: dict[str, tuple[Decoding, ...]] = {
         {"policy": "threshold", "threshold": 0.95},
         {"policy": "threshold", "threshold": 0.95, "lookahead": 2},
         {"policy": "threshold", "threshold": 0.95, "lookahead": 2, "lookahead_start": 0.8},
-        {"policy": "threshold", "threshold": 0.95, "lookahead": "auto", "lookahead_start": 0.8},
         {"policy": "threshold", "threshold": 0.8},
         {"policy": "threshold", "threshold": 0.6},
         {"policy": "steps", "steps": 16},
@@ -49,6 +48,13 @@ SETTINGS: dict[str, tuple[Decoding, ...]] = {
         {"policy": "credit"},
         {"policy": "factor", "factor": 0.5},
         {"policy": "factor", "factor": 1.0},
+    ),
+    "checkpoint_lookahead": (
+        {"policy": "threshold", "threshold": 0.95},
+        {"policy": "threshold", "threshold": 0.95, "lookahead": 2},
+        {"policy": "threshold", "threshold": 0.95, "lookahead": "auto"},
+        {"policy": "factor", "factor": 0.5},
+        {"policy": "factor", "factor": 0.5, "lookahead": 2},
     ),
     "checkpoint_edit": (
         {"policy": "threshold", "threshold": 0.95},

@@ -105,6 +105,7 @@ def _checkpoint(checkpoint: Checkpoint) -> list[tuple[str, ...]]:
         ("parameters", f"{checkpoint.parameters:,}{size}"),
         ("vocabulary", f"{checkpoint.vocab_size}"),
         ("block size", f"{checkpoint.block_size}"),
+        ("policy", checkpoint.policy),
         ("mask id", f"{checkpoint.mask_id}"),
         ("EOS ids", ", ".join(map(str, checkpoint.eos_ids))),
         ("KV cache", f"{checkpoint.kv_bytes_per_token / 1024:g} KiB per token"),

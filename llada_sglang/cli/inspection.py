@@ -60,6 +60,7 @@ class Checkpoint:
     mask_id: int
     eos_ids: tuple[int, ...]
     block_size: int
+    policy: str
     vocab_size: int
     parameters: int
     weight_bytes: int
@@ -255,6 +256,7 @@ def _inspect_checkpoint(report: Report, model: str) -> Iterator[Finding]:
         mask_id=family.mask_id,
         eos_ids=family.eos_ids,
         block_size=family.block_size,
+        policy=family.policy,
         vocab_size=family.vocab_size,
         parameters=parameter_count(weight_shapes(config)),
         weight_bytes=weight_bytes,

@@ -87,7 +87,9 @@ def test_the_json_report_says_the_same(tmp_path: Path, capsys: pytest.CaptureFix
     assert report["checkpoint"]["eos_ids"] == [61, 62]
     assert report["checkpoint"]["mask_id"] == 63
     assert report["checkpoint"]["block_size"] == 32
-    assert [family["name"] for family in report["families"] if not family["supported"]]
+    assert report["checkpoint"]["policy"] == "threshold"
+    decoded = {family["name"]: family["decoding"] for family in report["families"]}
+    assert decoded["LLaDA2.2-flash"] == "levenshtein"
 
 
 def test_a_changed_host_is_serious_and_every_symbol_is_named(
