@@ -23,6 +23,15 @@ PATCHES = (
         },
     ),
     Patch(
+        target="sglang.srt.function_call.parser_names:TOOL_CALL_PARSER_NAMES",
+        kind=Kind.EXTEND,
+        why="a user may name the parser on the command line",
+        how="`llada2` becomes a valid --tool-call-parser",
+        fingerprints={
+            "0.5.23": "sha256:2479f2cd692cd8fd5343d8ea84f3c4da2f1c07735619654337115e9d322c9549",
+        },
+    ),
+    Patch(
         target="sglang.srt.layers.attention.attention_registry:register_attention_backend",
         kind=Kind.EXTEND,
         why="the host's torch backend pads every query to the length of its context",
@@ -38,6 +47,15 @@ PATCHES = (
         how="our subclass is registered over `LLaDA2MoeModelLM`",
         fingerprints={
             "0.5.23": "sha256:cfafeb0372ccbd4b6508eaa1b17acfd9673e186ae0d1528eab76598315df1a0f",
+        },
+    ),
+    Patch(
+        target="sglang.srt.parser.reasoning_parser_names:REASONING_PARSER_NAMES",
+        kind=Kind.EXTEND,
+        why="a user may name the parser on the command line",
+        how="`llada2` becomes a valid --reasoning-parser",
+        fingerprints={
+            "0.5.23": "sha256:f6960cf375248e30ade1ea8dc8f936f9a98d828632a84d5694f67552ec75f0cc",
         },
     ),
     Patch(

@@ -41,6 +41,8 @@ class BatchedDecoder:
         self._batch = batch
         self._progress = progress
         self._mask_id = token_id(tokenizer, chat.MASK)
+        edits = [tokenizer.token_to_id(token) for token in chat.EDIT_TOKENS]
+        self._forbidden = [self._mask_id, *(token for token in edits if token is not None)]
         self._eos = torch.tensor(
             [token_id(tokenizer, chat.END_OF_TEXT), token_id(tokenizer, chat.ROLE_END)]
         )
@@ -82,6 +84,7 @@ class BatchedDecoder:
                 ids,
                 position[:end].expand_as(ids),
                 causal[:end, :end].expand(len(alive), -1, -1),
+                group=(position[:end] // block).expand_as(ids),
                 select=active,
                 fast=True,
             )
@@ -102,7 +105,7 @@ class BatchedDecoder:
     def _unmask(
         self, canvas: Tensor, masked: Tensor, alive: Tensor, active: Tensor, logits: Tensor
     ) -> None:
-        logits[:, self._mask_id] = float("-inf")
+        logits[:, self._forbidden] = float("-inf")
         best, token = logits.softmax(-1).max(-1)
         confidence = torch.full(active.shape, -1.0, device=active.device)
         confidence[active] = best

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from tokenizers import Tokenizer
@@ -24,6 +24,9 @@ from llada_sglang.nano.tokenizer import token_id
 
 IGNORE = -100
 
+FRESH_SHARE = 0.6
+"""Of blocks that are looked ahead to, so many are masked whole, as such a block begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -33,12 +36,27 @@ class Document:
     answer: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class NoisyBlock:
+    """Where the generated part of a noisy block stands, and its clean text.
+
+    Tokens [at, at + size) of a batch's row, or of a segment. truth: at least `size` tokens.
+    """
+
+    row: int
+    at: int
+    size: int
+    truth: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Segment:
     """Packed tokens of one document; every list has one entry per token.
 
     `stream` is 0 for clean tokens and the copy's number for noisy ones; a label of IGNORE carries
-    no loss; `weight` scales the loss of a labelled token.
+    no loss; `weight` scales the loss of a labelled token. `blocks` is for `nano.corruption`.
+    `ahead` marks tokens whose block sees the noisy copy of the block before it instead of the clean
+    one, as lookahead decodes it; empty where there are none.
     """
 
     ids: list[int]
@@ -46,18 +64,25 @@ class Segment:
     stream: list[int]
     labels: list[int]
     weight: list[float]
+    blocks: list[NoisyBlock] = field(default_factory=list)
+    ahead: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors [rows, width]; mask is bool [rows, width, width]."""
+    """Tensors [rows, width]; mask is bool [rows, width, width].
+
+    group numbers the blocks of a row: one document, one copy, one block (causal: one token).
+    """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
     weight: Tensor
     mask: Tensor
+    group: Tensor
     documents: int
+    blocks: tuple[NoisyBlock, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -66,7 +91,9 @@ class Batch:
             self.labels.to(device),
             self.weight.to(device),
             self.mask.to(device),
+            self.group.to(device),
             self.documents,
+            self.blocks,
         )
 
 
@@ -109,8 +136,13 @@ def diffusion_segment(
     fill_id: int,
     fill_weight: float,
     width: int,
+    ahead: float = 0.0,
 ) -> Segment:
-    """Clean blocks, a noisy copy and, where it fits into `width`, a second one."""
+    """Clean blocks, a noisy copy and, where it fits into `width`, a second one.
+
+    ahead: share of documents in which every second generated block is looked ahead to: it sees the
+    noisy block before it (MultiBD, arXiv 2606.29215).
+    """
     start, block = len(document.prompt), block_size
     ids = document.prompt + document.answer
     tail = -len(ids) % block
@@ -118,20 +150,37 @@ def diffusion_segment(
     ids = ids + [fill_id] * tail
     clean = len(ids) - block
     first = start // block
-    segment = Segment(ids[:clean], list(range(clean)), [0] * clean, [IGNORE] * clean, [0.0] * clean)
+    segment = Segment(
+        ids[:clean],
+        list(range(clean)),
+        [0] * clean,
+        [IGNORE] * clean,
+        [0.0] * clean,
+        ahead=[False] * clean,
+    )
     copies = [False] * len(ids), [False] * len(ids)
+    # Drawn only where asked for: a recipe without it keeps its sequence of random numbers.
+    pairs = ahead > 0.0 and rng.random() < ahead
+    offset = rng.randrange(2) if pairs else 0
     for index in range(first, len(ids) // block):
         low, high = max(index * block, start), (index + 1) * block
         answer = min(high, start + len(document.answer)) - low
-        for copy, noise in zip(copies, _noise(rng, high - low, answer), strict=True):
+        noises = _noise(rng, high - low, answer)
+        if pairs and (index - first + offset) % 2 and rng.random() < FRESH_SHARE:
+            noises = [True] * (high - low), [True] * (high - low)
+        for copy, noise in zip(copies, noises, strict=True):
             copy[low:high] = noise
     for number, hidden in enumerate(copies, start=1):
+        shown: int | None = None
         for index in range(first, len(ids) // block):
             span = range(index * block, (index + 1) * block)
             if not any(hidden[i] for i in span):
                 continue
             if number == 2 and len(segment.ids) + block > width:
                 break
+            later = pairs and (index - first + offset) % 2 == 1 and shown == index - 1
+            segment.ahead += [later] * block
+            shown = index
             segment.ids += [mask_id if hidden[i] else ids[i] for i in span]
             segment.positions += span
             segment.stream += [number] * block
@@ -194,6 +243,8 @@ def collate(
     labels = torch.full((rows, width), IGNORE)
     document = torch.full((rows, width), -1)
     weight = torch.zeros(rows, width)
+    ahead = torch.zeros(rows, width, dtype=torch.bool)
+    blocks: list[NoisyBlock] = []
     for r, segments in enumerate(packed):
         at = 0
         for number, segment in enumerate(segments):
@@ -204,15 +255,22 @@ def collate(
             labels[r, span] = torch.tensor(segment.labels)
             weight[r, span] = torch.tensor(segment.weight)
             document[r, span] = number
+            if segment.ahead:
+                ahead[r, span] = torch.tensor(segment.ahead)
+            blocks += [replace(block, row=r, at=at + block.at) for block in segment.blocks]
             at = span.stop
     same = document[:, :, None] == document[:, None, :]
     if block_size is None:
         order = torch.arange(width)
         mask = same & (order[:, None] >= order[None, :])
+        group = order.expand(rows, -1)
     else:
         block = positions // block_size
         query, key = block[:, :, None], block[:, None, :]
-        from_clean = (stream == 0)[:, None, :] & (key < query)
-        itself = (stream[:, :, None] == stream[:, None, :]) & (key == query)
-        mask = same & (from_clean | itself)
-    return Batch(ids, positions, labels, weight, mask, count)
+        later = ahead[:, :, None]
+        from_clean = (stream == 0)[:, None, :] & (key < query - later.long())
+        own = stream[:, :, None] == stream[:, None, :]
+        mask = same & (from_clean | (own & ((key == query) | (later & (key == query - 1)))))
+        copy = (document + 1) * (int(stream.max()) + 1) + stream
+        group = copy * (int(block.max()) + 1) + block
+    return Batch(ids, positions, labels, weight, mask, group, count, tuple(blocks))

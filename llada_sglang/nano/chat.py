@@ -15,6 +15,8 @@ END_OF_TEXT = "<|endoftext|>"
 MASK = "<|mask|>"
 ROLE_END = "<|role_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, MASK, ROLE_END, "<role>", "</role>")
+DELETE, SPLIT = "<|delete|>", "<|split|>"
+EDIT_TOKENS = (DELETE, SPLIT)
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 CHAT_TEMPLATE = """\

@@ -103,6 +103,7 @@ def main() -> None:
     from tokenizers import Tokenizer
 
     from llada_sglang.nano.batched import BatchedDecoder
+    from llada_sglang.nano.editors import BatchedEditor
     from llada_sglang.nano.export import BLOCK_SIZE
     from llada_sglang.reference.checkpoint import load_model
 
@@ -111,41 +112,52 @@ def main() -> None:
     parser.add_argument("--per-family", type=int, default=200, help="questions per family")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument(
-        "--thresholds", type=float, nargs="+", default=[0.95], help="one makes a table per family"
+        "--policy",
+        choices=("threshold", "editing"),
+        default="threshold",
+        help="editing is levenshtein where the tokenizer has its tokens, else edit",
     )
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        help="one makes a table per family; the default is the policy's own",
+    )
+    parser.add_argument("--edit-threshold", type=float, help="of editing; default the policy's own")
     parser.add_argument("--show-wrong", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
 
-    def answer_at(threshold: float) -> AnswerFn:
+    def answer_at(threshold: float | None) -> AnswerFn:
+        if arguments.policy == "editing":
+            return BatchedEditor(
+                model,
+                tokenizer,
+                block_size=BLOCK_SIZE,
+                threshold=threshold,
+                edit_threshold=arguments.edit_threshold,
+                progress=True,
+            )
         return BatchedDecoder(
-            model, tokenizer, block_size=BLOCK_SIZE, threshold=threshold, progress=True
+            model,
+            tokenizer,
+            block_size=BLOCK_SIZE,
+            threshold=0.95 if threshold is None else threshold,
+            progress=True,
         )
 
     def show(example: tasks.Example, given: Answer) -> None:
         question = example.messages[-1]["content"]
         print(f"{example.family}: {question!r}\n  right {example.answer!r}\n  given {given.text!r}")
 
-    if len(arguments.thresholds) == 1:
-        scores = evaluate(
-            answer_at(arguments.thresholds[0]),
-            seed=arguments.seed,
-            per_family=arguments.per_family,
-            on_wrong=show if arguments.show_wrong else None,
-        )
-        print(table(scores))
+    questions = {"seed": arguments.seed, "per_family": arguments.per_family}
+    if arguments.thresholds is None or len(arguments.thresholds) == 1:
+        (threshold,) = arguments.thresholds or (None,)
+        wrong = show if arguments.show_wrong else None
+        print(table(evaluate(answer_at(threshold), **questions, on_wrong=wrong)))
     else:
-        print(
-            curve_table(
-                curve(
-                    answer_at,
-                    arguments.thresholds,
-                    seed=arguments.seed,
-                    per_family=arguments.per_family,
-                )
-            )
-        )
+        print(curve_table(curve(answer_at, arguments.thresholds, **questions)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from llada_sglang.nano import chat
+from llada_sglang.nano.recipe import Variant
 from llada_sglang.nano.tokenizer import save_tokenizer, token_id
 from llada_sglang.reference.checkpoint import split_experts
 from llada_sglang.reference.config import ModelShape
@@ -18,10 +19,23 @@ from llada_sglang.reference.model import LLaDA2
 
 BLOCK_SIZE = 32
 MAX_POSITIONS = 8192
+EXPERT_CAPACITY = 10
 
 
-def nano_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json of nano: every key LLaDA2.0's has, and its own mask, EOS ids and block size."""
+def nano_config(tokenizer: Tokenizer, variant: Variant = "base") -> dict[str, Any]:
+    """config.json of nano: every key LLaDA2.0's has, and its own mask, EOS ids and block size.
+
+    `levenshtein` has LLaDA2.2's block routing and edit tokens; `edit` names its decoding policy.
+    """
+    extra: dict[str, Any] = {}
+    if variant == "edit":
+        extra = {"decoding_policy": "edit"}
+    elif variant == "levenshtein":
+        extra = {
+            "expert_capacity": EXPERT_CAPACITY,
+            "delete_token_id": token_id(tokenizer, chat.DELETE),
+            "split_token_id": token_id(tokenizer, chat.SPLIT),
+        }
     vocab = -(-tokenizer.get_vocab_size() // 64) * 64
     end, role_end = token_id(tokenizer, chat.END_OF_TEXT), token_id(tokenizer, chat.ROLE_END)
     return {
@@ -70,6 +84,7 @@ def nano_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "router_dtype": "fp32",
         "norm_topk_prob": True,
         "torch_dtype": "bfloat16",
+        **extra,
     }
 
 
@@ -85,6 +100,25 @@ def initialise(config: dict[str, Any], *, seed: int) -> LLaDA2:
             std = 0.02 if "word_embeddings" in name else 0.5 * parameter.shape[-1] ** -0.5
             parameter.normal_(0.0, std, generator=generator)
     return model
+
+
+def start_from(model: LLaDA2, source: LLaDA2) -> None:
+    """Copy the weights of a model with the same or a smaller vocabulary, in place.
+
+    Ids it does not have start as the mean of those it has. Raises ValueError where another
+    dimension differs.
+    """
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, given in source.state_dict().items():
+            own = state[name]
+            if own.shape[1:] != given.shape[1:] or len(own) < len(given):
+                raise ValueError(
+                    f"{name}: cannot start {tuple(own.shape)} from {tuple(given.shape)}"
+                )
+            own[: len(given)] = given
+            if len(given) < len(own):
+                own[len(given) :] = given.mean(0)
 
 
 def export_checkpoint(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Variant = Literal["base", "lookahead", "edit", "levenshtein"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A stretch of steps with one objective; block_size 0 is autoregressive.
 
-    The learning rate goes linearly from `rate[0]` to `rate[1]`, as a share of the peak.
+    The learning rate goes linearly from `rate[0]` to `rate[1]`, as a share of the peak. cap: weight
+    of the CAP term; ahead: share of documents with blocks that are looked ahead to.
     """
 
     name: str
@@ -21,17 +25,27 @@ class Phase:
     width: int
     rate: tuple[float, float] = (1.0, 1.0)
     cap: float = 0.0
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the result, besides the seed."""
+    """Everything that decides the result, besides the seed and the weights it starts from.
+
+    keep_weight, own_share and action_weight are of the editing variants: the loss where a token is
+    right already, the share of rows in which the model's own tokens are planted, and the loss of
+    DELETE and SPLIT.
+    """
 
     phases: tuple[Phase, ...]
+    variant: Variant = "base"
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     fill_weight: float = 0.1
     bias_rate: float = 1e-3
+    keep_weight: float = 0.2
+    own_share: float = 0.5
+    action_weight: float = 3.0
     history_share: float = 0.06
     weights: tuple[tuple[str, float], ...] = (
         ("add", 3.8),
@@ -57,6 +71,27 @@ RECIPE = Recipe(
         Phase("decay 32, CAP", 1000, 32, 12, 320, (0.4, 0.0), cap=0.3),
     )
 )
+
+LOOKAHEAD_RECIPE = Recipe(
+    variant="lookahead",
+    phases=(Phase("lookahead", 450, 32, 12, 320, (0.3, 0.0), cap=0.3, ahead=0.7),),
+)
+EDIT_RECIPE = Recipe(
+    variant="edit",
+    phases=(Phase("edit", 400, 32, 12, 320, (0.3, 0.0), cap=0.3),),
+)
+LEVENSHTEIN_RECIPE = Recipe(
+    variant="levenshtein",
+    phases=(Phase("levenshtein", 1250, 32, 12, 320, (0.4, 0.0), cap=0.3),),
+    keep_weight=0.5,
+    action_weight=1.5,
+)
+RECIPES: dict[Variant, Recipe] = {
+    "base": RECIPE,
+    "lookahead": LOOKAHEAD_RECIPE,
+    "edit": EDIT_RECIPE,
+    "levenshtein": LEVENSHTEIN_RECIPE,
+}
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -57,6 +57,13 @@ def train_tokenizer(*, seed: int = 0, vocab_size: int = 768, samples: int = 2000
     return tokenizer
 
 
+def add_edit_tokens(tokenizer: Tokenizer) -> None:
+    """Give it DELETE and SPLIT (LLaDA2.2) behind the ids it has; nothing where it has them."""
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in chat.EDIT_TOKENS]
+    )
+
+
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of one token; raises ValueError if the tokenizer does not have it."""
     found = tokenizer.token_to_id(token)

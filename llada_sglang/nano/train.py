@@ -1,8 +1,11 @@
-"""Train nano from scratch: `python -m llada_sglang.nano.train --out DIR`.
+"""Train nano: `python -m llada_sglang.nano.train --out DIR`.
 
 LLaDA2.0's recipe in small (report, sections 3 and 4): autoregressive first, then block diffusion
 with the block size warmed up 4, 16, 32, held, and decayed with a CAP confidence term. Seeded, and
 resumable: run the same command again and it goes on from the last state in DIR.
+
+`--variant edit` and `--variant levenshtein` teach a trained checkpoint (`--from DIR`) to edit, as
+LLaDA2.1 and LLaDA2.2 do: see `nano.corruption`.
 """
 
 from __future__ import annotations
@@ -12,39 +15,75 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from llada_sglang.nano import batches, chat, evaluate, plot
 from llada_sglang.nano.batched import BatchedDecoder
-from llada_sglang.nano.export import BLOCK_SIZE, export_checkpoint, initialise, nano_config
+from llada_sglang.nano.corruption import Corruptor, editing_segment, plant_own_tokens
+from llada_sglang.nano.editors import BatchedEditor
+from llada_sglang.nano.edits import Editing
+from llada_sglang.nano.export import (
+    BLOCK_SIZE,
+    export_checkpoint,
+    initialise,
+    nano_config,
+    start_from,
+)
+from llada_sglang.nano.loss import balance_experts, masked_loss
 from llada_sglang.nano.optim import build_optimizers
-from llada_sglang.nano.recipe import RECIPE, Phase, Recipe, read_recipe
-from llada_sglang.nano.tokenizer import token_id, train_tokenizer
-from llada_sglang.reference.model import LLaDA2, MoE
+from llada_sglang.nano.recipe import RECIPES, Phase, Recipe, read_recipe
+from llada_sglang.nano.tokenizer import add_edit_tokens, token_id, train_tokenizer
+from llada_sglang.reference.checkpoint import load_model
 
 
 class Trainer:
-    """Model, optimizers and position in the recipe; `state.pt` in `out` holds all of it."""
+    """Model, optimizers and position in the recipe; `state.pt` in `out` holds all of it.
 
-    def __init__(self, recipe: Recipe, out: Path, *, seed: int, device: torch.device) -> None:
+    start: a checkpoint directory to take weights and tokenizer from instead of random ones.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        seed: int,
+        device: torch.device,
+        start: Path | None = None,
+    ) -> None:
         self.recipe, self.out, self.seed, self.device = recipe, out, seed, device
-        self.tokenizer = run_tokenizer(out, seed)
-        self.config = nano_config(self.tokenizer)
-        self.model = initialise(self.config, seed=seed).to(device)
+        self.tokenizer = run_tokenizer(out, seed, start)
+        if recipe.variant == "levenshtein":
+            add_edit_tokens(self.tokenizer)
+        self.config = nano_config(self.tokenizer, recipe.variant)
+        model = initialise(self.config, seed=seed)
+        if start is not None:
+            start_from(model, load_model(start))
+        self.model = model.to(device)
         self.optimizers = build_optimizers(
             self.model, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr
         )
         self.step = 0
         self.mask_id = token_id(self.tokenizer, chat.MASK)
         self.fill_id = token_id(self.tokenizer, chat.END_OF_TEXT)
+        self.editing = None
+        if recipe.variant in ("edit", "levenshtein"):
+            self.editing = Editing(
+                self.mask_id,
+                self.fill_id,
+                self.config.get("delete_token_id"),
+                self.config.get("split_token_id"),
+                recipe.keep_weight,
+                recipe.fill_weight,
+                recipe.action_weight,
+            )
 
     @property
     def total_steps(self) -> int:
@@ -70,7 +109,18 @@ class Trainer:
         stream = batches.Documents(
             self.tokenizer, rng, dict(self.recipe.weights), self.recipe.history_share
         )
-        if phase.block_size:
+        segments: Iterator[batches.Segment]
+        if not phase.block_size:
+            segments = (batches.autoregressive_segment(document) for document in stream)
+        elif self.editing is not None:
+            corruptor = self.corruptor(self.editing)
+            segments = (
+                editing_segment(
+                    document, rng, corruptor, block_size=phase.block_size, width=phase.width
+                )
+                for document in stream
+            )
+        else:
             segments = (
                 batches.diffusion_segment(
                     document,
@@ -80,11 +130,10 @@ class Trainer:
                     fill_id=self.fill_id,
                     fill_weight=self.recipe.fill_weight,
                     width=phase.width,
+                    ahead=phase.ahead,
                 )
                 for document in stream
             )
-        else:
-            segments = (batches.autoregressive_segment(document) for document in stream)
         packed, count = batches.pack(segments, rows=phase.rows, width=phase.width)
         return batches.collate(
             packed,
@@ -94,14 +143,25 @@ class Trainer:
             block_size=phase.block_size or None,
         ).to(self.device)
 
+    def corruptor(self, editing: Editing) -> Corruptor:
+        """Noisy blocks for this tokenizer: digits are single tokens, and text ids come first."""
+        digits = tuple(token_id(self.tokenizer, digit) for digit in "0123456789")
+        return Corruptor(editing, digits, vocabulary=self.fill_id)
+
     def train_step(self) -> dict[str, float]:
         """One update; returns loss, accuracy of masked tokens, and the size of the batch."""
         phase, _ = self.phase_at(self.step)
         batch = self.batch(self.step, phase)
+        if self.editing is not None and phase.block_size:
+            self.model.eval()
+            rng = random.Random(f"{self.seed}/{self.step}/own")
+            plant_own_tokens(self.model, batch, self.editing, rng, share=self.recipe.own_share)
         self.model.train()
         select = batch.labels != batches.IGNORE
         labels, weight = batch.labels[select], batch.weight[select]
-        logits = self.model(batch.ids, batch.positions, batch.mask, select=select, fast=True)
+        logits = self.model(
+            batch.ids, batch.positions, batch.mask, group=batch.group, select=select, fast=True
+        )
         loss, right = masked_loss(logits, labels, weight, cap=phase.cap)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -120,12 +180,19 @@ class Trainer:
             "documents": batch.documents,
         }
 
-    def evaluate(self, per_family: int, threshold: float = 0.95) -> list[evaluate.Score]:
-        """Exact match and TPF on held-out prompts, with the weights as they are now."""
+    def evaluate(self, per_family: int) -> list[evaluate.Score]:
+        """Exact match and TPF on held-out prompts, with the weights as they are now.
+
+        Decoded as the variant's checkpoint will be by default.
+        """
         self.model.eval()
-        decoder = BatchedDecoder(
-            self.model, self.tokenizer, block_size=BLOCK_SIZE, threshold=threshold
-        )
+        decoder: evaluate.AnswerFn
+        if self.editing is None:
+            decoder = BatchedDecoder(
+                self.model, self.tokenizer, block_size=BLOCK_SIZE, threshold=0.95
+            )
+        else:
+            decoder = BatchedEditor(self.model, self.tokenizer, block_size=BLOCK_SIZE)
         return evaluate.evaluate(decoder, seed=self.seed + 1, per_family=per_family)
 
     def save(self) -> None:
@@ -156,37 +223,12 @@ class Trainer:
         return True
 
 
-def run_tokenizer(out: Path, seed: int) -> Tokenizer:
-    """The tokenizer of a run: the one its state was trained with, or a new one."""
-    path = out / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else train_tokenizer(seed=seed)
-
-
-def masked_loss(
-    logits: Tensor, labels: Tensor, weight: Tensor, *, cap: float
-) -> tuple[Tensor, Tensor]:
-    """Weighted cross entropy, plus `cap` times the mean entropy where the argmax is right already.
-
-    logits float32 [tokens, vocab]; labels int64 and weight float32 [tokens]. Returns the loss and
-    the share of right tokens, both scalars. Source: LLaDA2.0 report, confidence-aware parallel.
-    """
-    logs = logits.log_softmax(-1)
-    right = logits.argmax(-1) == labels
-    loss = (F.nll_loss(logs, labels, reduction="none") * weight).sum() / weight.sum()
-    if cap:
-        entropy = -(logs.exp() * logs).sum(-1)
-        sure = weight * right
-        loss = loss + cap * (entropy * sure).sum() / sure.sum().clamp(min=1.0)
-    return loss, (right * weight).sum() / weight.sum()
-
-
-@torch.no_grad()
-def balance_experts(model: LLaDA2, rate: float) -> None:
-    """Move each expert's bias against its load (loss-free balancing, arXiv 2408.15664)."""
-    for layer in model.model.layers:
-        if isinstance(layer.mlp, MoE) and layer.mlp.load is not None:
-            load = layer.mlp.load.float()
-            layer.mlp.gate.expert_bias += rate * (load.mean() - load).sign()
+def run_tokenizer(out: Path, seed: int, start: Path | None = None) -> Tokenizer:
+    """The tokenizer of a run: its state's, else that of where it starts from, else a new one."""
+    for directory in (out, start):
+        if directory is not None and (directory / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return train_tokenizer(seed=seed)
 
 
 def run(trainer: Trainer, *, save_every: int, eval_every: int, per_family: int) -> None:
@@ -226,6 +268,14 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="run directory, resumed if it exists"
     )
+    parser.add_argument("--variant", choices=sorted(RECIPES), default="base")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="checkpoint to start from instead of random weights; the variants need one",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -245,11 +295,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    recipe = RECIPE
+    recipe = RECIPES[arguments.variant]
     if arguments.recipe is not None:
-        recipe = read_recipe(arguments.recipe)
+        recipe = replace(read_recipe(arguments.recipe), variant=arguments.variant)
+    elif arguments.variant != "base" and arguments.start is None and not arguments.init_only:
+        parser.error(f"--variant {arguments.variant} needs --from DIR: its recipe is a short one")
     trainer = Trainer(
-        recipe, arguments.out, seed=arguments.seed, device=torch.device(arguments.device)
+        recipe,
+        arguments.out,
+        seed=arguments.seed,
+        device=torch.device(arguments.device),
+        start=arguments.start,
     )
     if not arguments.init_only:
         trainer.out.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,8 @@ def walk(
     text = _Utf8(tokenizer, before)
     out: list[tuple[int, float]] = []
     while len(out) < positions and not grammar.is_terminated():
-        for token in _determined(grammar, tokenizer)[: positions - len(out)]:
+        last = out[-1][0] if out else (before[-1] if before else None)
+        for token in _determined(grammar, tokenizer, last)[: positions - len(out)]:
             grammar.accept_token(token)
             text.add(token)
             out.append((token, 1.0))
@@ -141,8 +142,12 @@ def _apply(grammar: BaseGrammarObject, row: Tensor, mask: Tensor) -> None:
         grammar.apply_vocab_mask(row, moved)
 
 
-def _determined(grammar: BaseGrammarObject, tokenizer: Any) -> list[int]:
-    """Tokens of the text that must follow, whatever the model says."""
+def _determined(grammar: BaseGrammarObject, tokenizer: Any, last: int | None) -> list[int]:
+    """Tokens of the text that must follow, whatever the model says.
+
+    last: the token before it. Where the tokenizer would write the two together in another way than
+    the model began, nothing is forced: text in tokens the model never saw confuses it.
+    """
     try:
         helper = grammar.try_jump_forward(tokenizer)
     except UnicodeDecodeError:
@@ -152,8 +157,12 @@ def _determined(grammar: BaseGrammarObject, tokenizer: Any) -> list[int]:
     ids, text = helper
     if ids:
         return list(ids)  # llguidance knows the tokenizer and gives tokens
-    # The last one is left to the model: the tokenizer might merge it with what comes behind.
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) < 2 or tokenizer.decode(ids) != text:
         return []
+    if last is not None:
+        joined = tokenizer.encode(tokenizer.decode([last]) + text, add_special_tokens=False)
+        if list(joined) != [last, *ids]:
+            return []
+    # The last one is left to the model: the tokenizer might merge it with what comes behind.
     return list(ids[:-1])

@@ -165,9 +165,11 @@ class Rounds:
         """Run one forward over the rows of all running requests, if there are any."""
         for state in [s for s in self.states if not s.denoises and s.committed == s.front]:
             self._end_by_length(state)
-        width = self._auto_width()
-        for state in self.states:
-            self._widen(state, width)
+        ahead = [state for state in self.states if state.record.lookahead != 1]
+        if ahead:
+            auto = self._auto_width(ahead)
+            for state in ahead:
+                self._widen(state, auto)
         self._secure_slots()
         spans = plan_rows(
             self.states,
@@ -179,8 +181,9 @@ class Rounds:
             began = time.perf_counter()
             result = self.runner.step(self.states, spans)
             seconds = time.perf_counter() - began
-            resolved = self._advance(spans, result)
-            self.load.observe(sum(span.rows for span in spans), seconds, resolved)
+            resolved = self._advance(spans, result, count=bool(ahead))
+            if ahead:
+                self.load.observe(sum(span.rows for span in spans), seconds, resolved)
 
     def end(self, state: BlockState) -> None:
         """Release a finished request; its committed blocks stay in the tree."""
@@ -225,9 +228,9 @@ class Rounds:
         self.table.release(state.slot)
         self.states.remove(state)
 
-    def _auto_width(self) -> int:
+    def _auto_width(self, ahead: list[BlockState]) -> int:
         """How many blocks of a request with lookahead `auto` may be in flight now."""
-        if not any(state.record.lookahead == AUTO for state in self.states):
+        if not any(state.record.lookahead == AUTO for state in ahead):
             return 1
         return self.agree(self.load.lookahead(sum(state.denoises for state in self.states)))
 
@@ -274,8 +277,13 @@ class Rounds:
                 )
                 self.retract(victim)
 
-    def _advance(self, spans: list[RowSpan], result: StepResult | None) -> list[list[int]]:
-        """Act on a forward; returns the positions resolved, per request that denoised and block."""
+    def _advance(
+        self, spans: list[RowSpan], result: StepResult | None, *, count: bool
+    ) -> list[list[int]]:
+        """Act on a forward.
+
+        Returns, if asked to count, the positions resolved per request that denoised and block.
+        """
         counts: list[list[int]] = []
         block, tally = self.block, self.tally
         tally.forwards += 1
@@ -295,14 +303,16 @@ class Rounds:
             if span.denoise:
                 assert result is not None
                 state.record.denoise_forwards += 1
+                blocks = state.flight[: span.denoise]
                 # Before any of them changes: whether one is forced depends on the one before.
-                blocks = [(one, state.forces(one)) for one in state.flight[: span.denoise]]
-                counts.append([])
-                for one, forced in blocks:
-                    masked = int((one.canvas == MASKED).sum())
-                    self._take(one, result, row, forced=forced)
-                    counts[-1].append(masked - int((one.canvas == MASKED).sum()))
+                forced = [len(blocks) == 1 or state.forces(one) for one in blocks]
+                masked = [_masks(one) for one in blocks] if count else []
+                for one, had_to in zip(blocks, forced, strict=True):
+                    self._take(one, result, row, forced=had_to)
                     row += 1
+                if count:
+                    pairs = zip(masked, blocks, strict=True)
+                    counts.append([before - _masks(one) for before, one in pairs])
                 self._after(state, result, row - span.denoise)
         tally.denoise_forwards += row > 0
         tally.prefill_forwards += tally.prefill_rows > prefills
@@ -332,7 +342,8 @@ class Rounds:
         if (reason := result.failed.get(row)) is not None:
             self._fail(state, reason)
             return
-        self._cut_behind_stops(state)
+        if len(state.flight) > 1:
+            self._cut_behind_stops(state)
         persisted = bool(result.persisted[row])
         while first.settled or (record.options.walks and not record.params.policy.edits):
             rolled = self._emit(state)
@@ -428,3 +439,7 @@ class Rounds:
             req.cached_tokens_device += prefix
             self.tally.prompt_tokens += len(req.origin_input_ids)
             self.tally.cached_tokens += prefix
+
+
+def _masks(one: ActiveBlock) -> int:
+    return int((one.canvas == MASKED).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -38,13 +38,15 @@ class RequestRecord:
 
     stop_ids: every token id that ends the request. schedule: least positions to unmask at each
     forced step of a block. Both are set at admission, when the budget is known. policy_reads:
-    whether the policy needs the logits themselves. numbers: its parameters as numbers.
+    whether the policy needs the logits themselves. numbers: its parameters as numbers. lookahead:
+    most blocks in flight, or `auto`.
     """
 
     params: DecodeParams
     options: TokenOptions = field(default_factory=TokenOptions)
     policy_reads: bool = False
     numbers: dict[str, float] = field(default_factory=dict)
+    lookahead: int | str = 1
     stop_ids: tuple[int, ...] = ()
     schedule: tuple[int, ...] = ()
     prefill_forwards: int = 0
@@ -53,17 +55,15 @@ class RequestRecord:
     saved: list[ActiveBlock] = field(default_factory=list)
     provisional: Provisional | None = None
 
+    def __post_init__(self) -> None:
+        # A grammar's state is known behind one frontier only.
+        if not self.options.constrained:
+            self.lookahead = self.params.values.get("lookahead", 1)
+
     @property
     def general(self) -> bool:
         """Whether this request's rows need their logits, and not only what leads them."""
         return self.options.general or self.policy_reads
-
-    @property
-    def lookahead(self) -> int | str:
-        """Most blocks in flight, or `auto`. A grammar's state is known behind one frontier only."""
-        if self.options.constrained:
-            return 1
-        return cast("int | str", self.params.values.get("lookahead", 1))
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +145,7 @@ class BlockState:
 
     def least(self, one: ActiveBlock) -> int:
         """How many positions the next step of a block in flight has to unmask: 0 if not forced."""
-        if not self.forces(one):
+        if len(self.flight) > 1 and not self.forces(one):
             return 0
         schedule = self.record.schedule
         return schedule[min(one.forced, len(schedule) - 1)]

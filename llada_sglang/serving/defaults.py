@@ -41,11 +41,17 @@ Step = Callable[[Any], None]
 def register() -> None:
     """Wrap the two resolution steps where the model is known and where defaults are filled in.
 
-    The command line is parsed before the model is known, so it learns our backend's name here.
+    The command line is parsed before the model is known, so it learns the names of our attention
+    backend and of our parsers here.
     """
     from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.function_call.parser_names import TOOL_CALL_PARSER_NAMES
+    from sglang.srt.parser.reasoning_parser_names import REASONING_PARSER_NAMES
 
+    for names in (TOOL_CALL_PARSER_NAMES, REASONING_PARSER_NAMES):
+        if parsers.FAMILY not in names:
+            names.append(parsers.FAMILY)
     if CPU_ATTENTION not in ATTENTION_BACKEND_CHOICES:
         ATTENTION_BACKEND_CHOICES.append(CPU_ATTENTION)
     register_resolution_hook("handle_model_source_paths")(_prepare_host)

@@ -228,3 +228,33 @@ def test_ignore_eos_does_not_outlive_the_grammar(
     engine.run()
     assert finished(engine, rid).finish["type"] == "stop"
     assert re.fullmatch("[0-9]{4}", text_of(engine, rid))
+
+
+def test_the_hosts_other_grammar_backend(servers: ServerPool, nano: Path) -> None:
+    flags = ("--dtype", "float32", "--grammar-backend", "llguidance")
+    server = servers.get(ServerSpec(str(nano), flags))
+
+    def ask(case: tuple[int, dict[str, Any]]) -> None:
+        index, schema = case
+        body = {
+            "text": "go",
+            "sampling_params": {
+                "max_new_tokens": 500,
+                "json_schema": json.dumps(schema),
+                "temperature": float(index % 2),
+                "sampling_seed": index,
+            },
+        }
+        reply = requests.post(f"{server.url}/generate", json=body, timeout=300)
+        assert reply.status_code == 200, reply.text
+        answer = reply.json()
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop", schema
+        jsonschema.validate(json.loads(answer["text"]), schema)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, enumerate(SCHEMAS[::4])))
+    body = {"text": "go", "sampling_params": {"max_new_tokens": 60, "regex": "(ab|cd){3,9}x"}}
+    text = requests.post(f"{server.url}/generate", json=body, timeout=300).json()["text"]
+    assert re.fullmatch("(ab|cd){3,9}x", text)
+    bad = {"text": "go", "sampling_params": {"json_schema": '{"type": "nothing"}'}}
+    assert requests.post(f"{server.url}/generate", json=bad, timeout=300).status_code == 400

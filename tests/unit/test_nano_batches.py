@@ -168,3 +168,44 @@ def test_documents_of_a_seed_are_always_the_same() -> None:
     assert first == second
     assert all(d.answer[-1] == tokenizer.token_to_id("<|role_end|>") for d in first)
     assert torch.tensor([len(d.prompt) for d in first]).min() > 10
+
+
+def test_a_block_looked_ahead_to_sees_the_noisy_one_before_it() -> None:
+    block, found = 4, 0
+    for seed, document in enumerate(islice(documents(7), 40)):
+        segment = batches.diffusion_segment(
+            document,
+            random.Random(seed),
+            block_size=block,
+            mask_id=MASK,
+            fill_id=FILL,
+            fill_weight=0.25,
+            width=1000,
+            ahead=1.0,
+        )
+        width = len(segment.ids)
+        batch = batches.collate([[segment]], 1, width=width, pad_id=FILL, block_size=block)
+        for query in range(width):
+            own, number = segment.positions[query] // block, segment.stream[query]
+            for key in range(width):
+                other, stream = segment.positions[key] // block, segment.stream[key]
+                if segment.ahead[query]:
+                    found += 1
+                    clean, noisy = other < own - 1, own - 1 <= other <= own
+                else:
+                    clean, noisy = other < own, other == own
+                sees = (stream == 0 and clean) or (stream == number and noisy)
+                assert bool(batch.mask[0, query, key]) == sees
+        shown = {
+            (s, p // block) for s, p in zip(segment.stream, segment.positions, strict=True) if s
+        }
+        for at, later in enumerate(segment.ahead):
+            if later:
+                before = segment.positions[at] // block - 1
+                assert (segment.stream[at], before) in shown
+    assert found > 1000
+
+
+def test_a_recipe_without_lookahead_draws_what_it_always_drew() -> None:
+    for seed, document in enumerate(islice(documents(3), 20)):
+        assert not any(noisy(document, 16, seed).ahead)

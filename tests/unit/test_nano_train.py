@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llada_sglang.nano.export import export_checkpoint
+from llada_sglang.nano.export import export_checkpoint, initialise, nano_config, start_from
+from llada_sglang.nano.loss import balance_experts, masked_loss
 from llada_sglang.nano.optim import orthogonalise
-from llada_sglang.nano.recipe import RECIPE, Phase
-from llada_sglang.nano.train import Trainer, balance_experts, masked_loss
+from llada_sglang.nano.recipe import RECIPE, RECIPES, Phase, Variant
+from llada_sglang.nano.train import Trainer
 from llada_sglang.reference.checkpoint import load_model
 
 SHORT = replace(
@@ -39,6 +40,71 @@ def test_a_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(tmp_path: P
         second.train_step()
     for name, tensor in unbroken.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("variant", ["edit", "levenshtein"])
+def test_a_resumed_variant_ends_with_the_same_weights_and_tokenizer(
+    tmp_path: Path, nano: Path, variant: Variant
+) -> None:
+    recipe = replace(RECIPES[variant], phases=(Phase("blocks", 2, 32, 2, 320, cap=0.3),))
+
+    def made(out: Path) -> Trainer:
+        return Trainer(recipe, out, seed=3, device=torch.device("cpu"), start=nano)
+
+    unbroken = made(tmp_path / "a")
+    first = made(tmp_path / "b")
+    for each in (unbroken, unbroken, first):
+        each.train_step()
+    first.save()
+    second = made(tmp_path / "b")
+    assert second.resume()
+    second.train_step()
+    for name, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    assert second.tokenizer.to_str() == unbroken.tokenizer.to_str()
+    assert second.config == unbroken.config
+
+
+def test_a_variant_starts_with_the_weights_it_is_given_and_the_mean_for_new_ids(
+    tmp_path: Path, nano: Path
+) -> None:
+    given = load_model(nano)
+    cpu = torch.device("cpu")
+    started = Trainer(RECIPES["levenshtein"], tmp_path, seed=0, device=cpu, start=nano)
+    state, size = started.model.state_dict(), given.shape.vocab_size
+    assert started.config["vocab_size"] == size + 64
+    assert started.config["delete_token_id"] == size
+    for name, tensor in given.state_dict().items():
+        assert torch.equal(state[name][: len(tensor)], tensor), name
+    head = state["lm_head.weight"]
+    torch.testing.assert_close(head[size:], head[:size].mean(0).expand(64, -1))
+    small = initialise(nano_config(started.tokenizer, "levenshtein"), seed=0)
+    with pytest.raises(ValueError, match=r"cannot start .* from"):
+        start_from(given, small)
+
+
+@pytest.mark.parametrize(
+    ("variant", "keys"),
+    [
+        ("base", {}),
+        ("edit", {"decoding_policy": "edit"}),
+        (
+            "levenshtein",
+            {"expert_capacity": 10, "delete_token_id": 768, "split_token_id": 769},
+        ),
+    ],
+)
+def test_a_variants_config_says_how_it_decodes(
+    tmp_path: Path, nano: Path, variant: Variant, keys: dict[str, object]
+) -> None:
+    cpu = torch.device("cpu")
+    made = Trainer(RECIPES[variant], tmp_path, seed=0, device=cpu, start=nano)
+    export_checkpoint(made.model, made.tokenizer, made.config, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    base = json.loads((nano / "config.json").read_text())
+    assert {k: v for k, v in config.items() if k not in base} == keys
+    loaded = load_model(tmp_path / "out")
+    assert loaded.shape.expert_capacity == keys.get("expert_capacity")
 
 
 def test_an_exported_checkpoint_is_the_models_own_weights_rounded(tmp_path: Path) -> None:

@@ -69,10 +69,13 @@ def test_the_wheel_holds_every_module_and_data_file(
         "llada_sglang/nano/checkpoint/model.safetensors",
         "llada_sglang/nano/checkpoint/tokenizer.json",
         "llada_sglang/nano/checkpoint/chat_template.jinja",
+        "llada_sglang/nano/checkpoint_edit/model.safetensors",
+        "llada_sglang/nano/checkpoint_levenshtein/model.safetensors",
+        "llada_sglang/nano/checkpoint_lookahead/model.safetensors",
         "llada_sglang/py.typed",
     ],
 )
-def test_the_wheel_ships_the_ledger_and_the_nano_checkpoint(
+def test_the_wheel_ships_the_ledger_and_the_nano_checkpoints(
     wheel_names: list[str], name: str
 ) -> None:
     assert name in wheel_names
