@@ -1,4 +1,4 @@
-"""Fixtures of the tests that talk to real servers. One server is alive at a time."""
+"""Fixtures of the tests that talk to real servers. A worker keeps one alive at a time."""
 
 from __future__ import annotations
 

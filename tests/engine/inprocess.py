@@ -147,14 +147,22 @@ class InProcessEngine:
         import torch
 
         s = self.scheduler
+        batch = self.plan()
         with torch.inference_mode():
-            plan = s.get_next_batch_to_run(running_batch=s.running_batch, last_batch=s.last_batch)
-            s.running_batch = plan.running_batch
-            batch = plan.batch_to_run
             if batch:
                 s.process_batch_result(batch, s.run_batch(batch))
             s.last_batch = batch
         return batch is not None
+
+    def plan(self) -> Any:
+        """What the next turn would run, admitted; None when there is nothing."""
+        import torch
+
+        s = self.scheduler
+        with torch.inference_mode():
+            plan = s.get_next_batch_to_run(running_batch=s.running_batch, last_batch=s.last_batch)
+        s.running_batch = plan.running_batch
+        return plan.batch_to_run
 
     def run(self, limit: int = 10_000) -> None:
         """Turn the loop until nothing runs; the idle turn checks pool, rows and tree."""

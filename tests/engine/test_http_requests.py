@@ -109,7 +109,7 @@ def test_decoding_parameters_go_through_every_door(nano_server, client, oracle) 
         ({"custom_params": {"steps": 0}}, "steps"),
         ({"custom_params": {"trace": 1}}, "trace must be true or false, got 1"),
         ({"custom_params": {"stream_mode": "fast"}}, "stream_mode"),
-        ({"custom_params": {"policy": "best"}}, "policy must be one of threshold"),
+        ({"custom_params": {"policy": "best"}}, "policy must be one of credit, edit"),
         ({"custom_params": {"block_length": 16}}, "block_length must be 32"),
         ({"custom_params": {"gen_length": "x"}}, "gen_length"),
         ({"temperature": -1.0}, "temperature"),

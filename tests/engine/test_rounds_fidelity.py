@@ -161,8 +161,7 @@ def test_a_second_turn_reuses_the_generated_blocks(engine, oracle):
     history = prompt + engine.answers[first].ids
     question = (history + prompt, {"max_new_tokens": 40})
     rid = ask(engine, question)
-    plan = engine.scheduler.get_next_batch_to_run(engine.scheduler.running_batch, None)
-    (req,) = plan.batch_to_run.reqs
+    (req,) = engine.plan().reqs
     # Everything but the last block, which never ran as a final row.
     assert req.cached_tokens == (len(history) - 1) // 32 * 32
     engine.run()
