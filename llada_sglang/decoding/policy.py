@@ -116,6 +116,8 @@ class Policy(ABC):
     edits: ClassVar[bool]
     """Whether tokens that are there may change; candidates are then found for all generated
     positions of a block, else for the masked ones."""
+    moves: ClassVar[bool] = False
+    """Whether tokens that are there may change their place; implies `edits`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raise DecodeParamError where this policy cannot decode such a checkpoint."""

@@ -83,6 +83,12 @@ class RequestRules:
                     f"it counts tokens that editing may take back. Leave it out, or use policy "
                     f"threshold."
                 )
+        if params.policy.moves and (least := sampling.min_new_tokens) > 0:
+            return (
+                f"min_new_tokens must be 0 under policy {params.policy.name}, got {least}: it "
+                f"deletes tokens, so an end may move in front of that position. Leave it out, or "
+                f"use policy threshold."
+            )
         return None
 
     def _check_block_length(self, value: Any) -> None:

@@ -92,11 +92,14 @@ def test_grammars_and_counting_penalties_beside_editing(variant: Variant) -> Non
     assert json.loads(answer["text"])["a"] in (1, 22, 333)
     if variant.name == "checkpoint_lookahead":
         return
-    for sampling, named in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"json_schema": schema, "custom_params": DEFAULT[variant.name]}, "with a grammar"),
         ({"frequency_penalty": 0.5}, "frequency_penalty must be 0"),
         ({"repetition_penalty": 1.2}, "repetition_penalty must be 1"),
-    ):
+    ]
+    if variant.name == "checkpoint_levenshtein":
+        refused.append(({"min_new_tokens": 3}, "min_new_tokens must be 0 under policy levenshtein"))
+    for sampling, named in refused:
         with pytest.raises(HTTPError) as caught:
             variant.server.generate(prompt, max_new_tokens=8, sampling=sampling)
         assert caught.value.code == 400

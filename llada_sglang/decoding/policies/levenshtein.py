@@ -33,6 +33,7 @@ class Levenshtein(EditingPolicy):
     """
 
     name = "levenshtein"
+    moves = True
     parameters: ClassVar = {
         "threshold": Number(0.5, high=1.0),
         "edit_threshold": Number(0.0, high=1.0),
