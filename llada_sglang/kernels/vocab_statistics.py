@@ -87,7 +87,9 @@ def _reduce_columns(
     tl.store(sum_exp + out, weighed)
 
 
-@triton.jit
+# The number of splits follows the number of positions, which every step has its own of: a kernel
+# for each would be compiled in the middle of serving.
+@triton.jit(do_not_specialize=["splits"])
 def _combine_splits(
     part_maximum,
     part_token,
@@ -163,9 +165,7 @@ def fused_vocab_statistics(
             num_warps=WARPS,
         )
         if splits > 1:
-            _combine_splits[(positions,)](
-                *partial, *result, splits, WIDTH=triton.next_power_of_2(splits), num_warps=1
-            )
+            _combine_splits[(positions,)](*partial, *result, splits, WIDTH=MAX_SPLITS, num_warps=1)
     return result
 
 
