@@ -26,12 +26,18 @@ class Settings:
 
     active: set by a launching process for its children (`set_active`), not meant to be set by hand.
     check_integrity: verify the KV pool, the radix tree and the rows whenever the server is idle.
+    overlap: launch a step before the result of the last one is known; by default where there is an
+        accelerator, whose time it saves, and not on a CPU.
+    fused_kernels: QK-norm, rotary and KV store as one kernel, and block routing as another, in
+        place of the host's; on a GPU.
     decoding: the server's decoding defaults as a YAML mapping, as `--dllm-algorithm-config` takes
         it inline; the launching process hands it to its children this way.
     """
 
     active: bool = False
     check_integrity: bool = False
+    overlap: bool | None = None
+    fused_kernels: bool = True
     decoding: str = ""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_sglang.errors import CheckpointError
+from llada_sglang.quantization import Names, quantization_config, stored_names
 
 Shape = tuple[int, ...]
 
@@ -36,6 +37,9 @@ SHAPE_DEFAULTS: dict[str, Any] = {
     "first_k_dense_replace": 1,
     "moe_router_enable_expert_bias": True,
 }
+_EXPERT_PROJECTIONS = {"w13": ("gate_proj", "up_proj"), "w2": ("down_proj",)}
+_COMPUTED = "g_idx_sort_indices"
+_DISPENSABLE = ("g_idx", "weight_shape")  # an order of columns that is only read where it matters
 _NAMES_SHOWN = 6
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
@@ -102,17 +106,75 @@ def check_weight_names(
 ) -> None:
     """Raise CheckpointError naming tensors the model does not know, or needs and did not get.
 
-    names: the checkpoint's, without prefixes and with one name per expert. quantized: scales and
-    packed weights have names of their own, so only plain `.weight` tensors are judged, and none
-    is required. complete: whether `names` should be all of them.
+    names: the checkpoint's, without prefixes and with one name per expert. Where config says how
+    it was quantised, its method decides on the names (`quantization.stored_names`). quantized:
+    that the weights are in any case, by a file of their own or while they are loaded; then only
+    plain `.weight` tensors are judged if config says nothing. complete: whether `names` should be
+    all of them.
     """
-    expected = weight_shapes(config)
     tied = bool(config.get("tie_word_embeddings"))
     given = {name for name in names if not _ignorable(name, tied=tied)}
-    unknown = given - expected.keys()
-    if quantized:
-        unknown = {name for name in unknown if name.endswith(".weight")}
-    missing = expected.keys() - given if complete and not quantized else set()
+    stored = stored_names(config, weight_shapes(config))
+    unknown = stored.unknown(given)
+    missing = stored.missing(given) if complete else set()
+    if quantized and quantization_config(config) is None:
+        unknown, missing = {name for name in unknown if name.endswith(".weight")}, set()
+    _refuse(missing, unknown, "config.json")
+
+
+def loadable_names(parameters: Mapping[str, Any], num_experts: int) -> Names:
+    """The checkpoint tensors from which the host fills a model's parameters.
+
+    parameters: `dict(model.named_parameters())` of the host's LLaDA2MoeModelLM before its first
+    load; only names, and the attributes by which the host marks a parameter, are looked at.
+    Source: sglang.srt.models.llada2.LLaDA2MoeModelLM.load_weights.
+    """
+    required: set[str] = set()
+    optional: set[str] = set()
+    for name, parameter in parameters.items():
+        parent, _, leaf = name.rpartition(".")
+        stacked, _, part = leaf.partition("_")
+        if parent.endswith(".mlp.experts") and stacked in _EXPERT_PROJECTIONS:
+            sources = {
+                f"{parent}.{expert}.{projection}.{part}"
+                for expert in range(num_experts)
+                for projection in _EXPERT_PROJECTIONS[stacked]
+            }
+            # Without a loader of its own it is computed: scales of weights quantised on the fly.
+            loaded = hasattr(parameter, "weight_loader")
+        else:
+            fused = parent.removesuffix(".gate_up_proj")
+            split = ("gate_proj", "up_proj") if fused != parent else None
+            sources = {f"{fused}.{s}.{leaf}" for s in split} if split else {name}
+            loaded = True
+        if not loaded or leaf.endswith(_COMPUTED):
+            continue
+        spare = getattr(parameter, "_skip_weight_check", False) or leaf.endswith(_DISPENSABLE)
+        (optional if spare else required).update(sources)
+    return Names(frozenset(required), frozenset(optional - required))
+
+
+def check_loaded_names(
+    names: Iterable[str], loadable: Names, *, tied: bool = False, complete: bool = True
+) -> None:
+    """Raise CheckpointError naming tensors that found no parameter, or parameters left unfilled.
+
+    names: what was given to the host's loader, as in `check_weight_names`; the host skips in
+    silence what it has no parameter for. loadable: `loadable_names` of the model. complete:
+    whether `names` should be all of them. A `.bias` beside a `.qweight` is passed over: GPTQ
+    writes one for every layer.
+    """
+    given = {name for name in names if not _ignorable(name, tied=tied)}
+    unknown = {
+        name
+        for name in loadable.unknown(given)
+        if not (name.endswith(".bias") and name.removesuffix("bias") + "qweight" in given)
+    }
+    missing = loadable.missing(given) if complete else set()
+    _refuse(missing, unknown, "the layers SGLang built for this quantisation and config.json")
+
+
+def _refuse(missing: set[str], unknown: set[str], what: str) -> None:
     if unknown or missing:
         parts = [
             f"{len(group)} {kind} ({_some(group)})"
@@ -120,7 +182,7 @@ def check_weight_names(
             if group
         ]
         raise CheckpointError(
-            f"the tensors do not fit config.json: {'; '.join(parts)}. "
+            f"the tensors do not fit {what}: {'; '.join(parts)}. "
             "The file is of another model, incomplete, or config.json was edited; "
             "download or export the checkpoint again."
         )

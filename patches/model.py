@@ -22,10 +22,44 @@ PATCHES = (
         },
     ),
     Patch(
+        target="sglang.srt.models.llada2:LLaDA2MoeAttention",
+        kind=Kind.SUBCLASS,
+        why="with a partial rotary the host takes four launches from projection to KV pool",
+        how="QK-norm, rotary and KV store are one kernel on CUDA, in forwards of block rows",
+        fingerprints={
+            "0.5.23": "sha256:ac84c2e86488426a834a241cece2279817b4645460ead23db8a34e8fc96883bd",
+        },
+    ),
+    Patch(
+        target="sglang.srt.layers.rotary_embedding.base:RotaryEmbedding",
+        kind=Kind.USE,
+        why="the rotation that the kernel does as well",
+        fingerprints={
+            "0.5.23": "sha256:903dbb9fc0bddb1d8d540a11cda557d5c93ee5c555c0d931e7d22da57ca7f477",
+        },
+    ),
+    Patch(
+        target="sglang.srt.mem_cache.memory_pool:MHATokenToKVPool",
+        kind=Kind.USE,
+        why="the layout of the pool that the kernel writes",
+        fingerprints={
+            "0.5.23": "sha256:96ac18e3a1a530b5d353b406862ec3ffdddc4c0137e4f2a5c52cefcf60cdfd42",
+        },
+    ),
+    Patch(
+        target="sglang.srt.model_executor.forward_context:get_attn_backend",
+        kind=Kind.USE,
+        why="whether keys and values are read from the pool, and the pool itself",
+        fingerprints={
+            "0.5.23": "sha256:e44b17470caf05bff3d2c8dfaebfa9f5407ca6be10626ad9f68c43a788dec66b",
+        },
+    ),
+    Patch(
         target="sglang.srt.models.llada2:LLaDA2MoeSparseMoeBlock",
         kind=Kind.SUBCLASS,
-        why="on a CPU the host drops routed_scaling_factor and compiles the router",
-        how="routes eagerly there and applies the factor once",
+        why="on a CPU the host drops routed_scaling_factor and compiles the router; on CUDA its "
+        "block routing follows ids that were never written where logits are NaN",
+        how="routes eagerly and applies the factor once on a CPU; one kernel on CUDA",
         fingerprints={
             "0.5.23": "sha256:6766f3bcc6d86023a8f59e23e78c6c5591765b2f7ce92dda1934a187565148c1",
         },

@@ -20,6 +20,9 @@ class BlockRowTorchBackend(TorchNativeAttnBackend):  # type: ignore[misc]
     before anything is read, so rows of one request see each other within a forward.
     """
 
+    reads_pool = True
+    """Keys and values of the forward itself are read from the pool as well."""
+
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
         self._page_size = int(model_runner.page_size)

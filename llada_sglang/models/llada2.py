@@ -6,7 +6,7 @@ The module is found by the host's model registry through `EntryClass`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
@@ -21,8 +21,11 @@ from sglang.srt.models import llada2 as host
 from sglang.srt.runtime_context import get_device
 from torch import Tensor
 
+from llada_sglang import env
 from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
-from llada_sglang.weights import check_weight_names
+from llada_sglang.models.cuda_layers import use_fused_kernels
+from llada_sglang.quantization import Names
+from llada_sglang.weights import check_loaded_names, loadable_names
 
 HIDDEN_ONLY = "hidden_only"
 """Key of `ForwardBatch.model_specific_states` that asks for hidden states and no logits."""
@@ -36,11 +39,17 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
     Any other forward returns what the host's own diffusion algorithms expect.
     """
 
+    # Under which names quantisation configs list the parts of a fused layer.
+    packed_modules_mapping: ClassVar = {"gate_up_proj": ["gate_proj", "up_proj"]}
+
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, prefix=prefix)
-        self._loaded_once = False
-        if get_device().device == "cpu":
+        self._loadable: Names | None = None
+        device = get_device().device
+        if device == "cpu":
             _use_torch_on_cpu(self.model)
+        elif device == "cuda" and env.load().fused_kernels:
+            use_fused_kernels(self.model)
 
     @torch.no_grad()
     def forward(
@@ -93,6 +102,10 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
         Raises CheckpointError naming them.
         """
         seen: set[str] = set()
+        first = self._loadable is None
+        if self._loadable is None:
+            # Kernels may rename parameters once they are loaded.
+            self._loadable = loadable_names(dict(self.named_parameters()), self.config.num_experts)
 
         def recorded() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in host._prepare_llada2_language_weights(
@@ -102,13 +115,9 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
                 yield name, tensor
 
         super().load_weights(recorded())
-        check_weight_names(
-            seen,
-            self.config.to_dict(),
-            quantized=self.quant_config is not None,
-            complete=not self._loaded_once,
+        check_loaded_names(
+            seen, self._loadable, tied=self.config.tie_word_embeddings, complete=first
         )
-        self._loaded_once = True
 
 
 EntryClass = LLaDA2MoeModelLM

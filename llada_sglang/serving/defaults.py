@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llada_sglang import compat, env
+from llada_sglang.attention.choice import FLASHINFER, default_backend
 from llada_sglang.checkpoint import (
     CheckpointFamily,
     is_llada2,
@@ -168,7 +170,8 @@ def choose_defaults(config: Any, family: CheckpointFamily) -> dict[str, Any]:
     if config.page_size is None:
         chosen["page_size"] = family.block_size
     if config.dllm_algorithm in (None, ALGORITHM):
-        # The host's graphs are captured with its own forward, which computes all logits.
+        # The host's graphs are captured with its own forward, which computes all logits. The
+        # scheduler captures ours, by the flags as the user gave them (graphs/setup.py).
         chosen["disable_cuda_graph"] = True
         if config.constrained_json_max_whitespace_cnt is None and (
             config.constrained_json_whitespace_pattern is None
@@ -226,8 +229,25 @@ def _accelerator_defaults(config: Any, family: CheckpointFamily) -> dict[str, An
         # The host's own algorithms capture graphs for as many rows as requests may run.
         chosen["max_running_requests"] = memory.running_requests(tokens, least=8, most=128)
     if config.attention_backend is None and config.device == "cuda":
-        chosen["attention_backend"] = "flashinfer"
+        ours = config.dllm_algorithm in (None, ALGORITHM)
+        chosen["attention_backend"] = _cuda_attention(config, family) if ours else FLASHINFER
     return chosen
+
+
+def _cuda_attention(config: Any, family: CheckpointFamily) -> str:
+    import torch
+    from sglang.srt.utils.common import is_hopper_with_cuda_12_3
+
+    dtype = config.dtype if config.dtype not in ("auto", None) else _stored_dtype(family.config)
+    if config.dtype in ("auto", None) and dtype == "float32":
+        dtype = "float16"  # the host's choice on a GPU
+    return default_backend(
+        {"half": "float16", "float": "float32"}.get(dtype, dtype),
+        str(config.kv_cache_dtype),
+        hopper=is_hopper_with_cuda_12_3(),
+        flashinfer=find_spec("flashinfer") is not None,
+        nvidia=torch.version.hip is None,
+    )
 
 
 def _element_bytes(config: Any, family: CheckpointFamily) -> int:

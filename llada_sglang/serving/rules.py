@@ -11,6 +11,7 @@ from llada_sglang import env
 from llada_sglang.checkpoint import CheckpointFamily
 from llada_sglang.config import Decoding
 from llada_sglang.errors import DecodeParamError, LaunchConfigError, LLaDAError
+from llada_sglang.quantization import quantization_config
 
 ALGORITHM = "BlockDiffusion"
 
@@ -60,6 +61,7 @@ def _single(name: str, reason: str) -> Rule:
 
 _KV_ONE_TIER = "committed blocks live in one KV pool and one radix tree"
 _NO_DRAFT = "a block is drafted and verified by its own denoise steps"
+_NO_EXPERTS = ("awq", "gptq", "gguf", "bitsandbytes")
 _ONE_FORWARD = "a denoise step needs the whole model in one forward"
 
 RULES: tuple[Rule, ...] = (
@@ -100,6 +102,13 @@ RULES: tuple[Rule, ...] = (
     _unset("smg_grpc_mode", "its server passes requests on without our checks; use --grpc-port"),
     _unset("grpc_mode", "its server passes requests on without our checks; use --grpc-port"),
     Rule(
+        "quantization",
+        lambda value: value is None or (isinstance(value, str) and value not in _NO_EXPERTS),
+        f"left off or another than {', '.join(_NO_EXPERTS)}",
+        "SGLang cannot load this model's experts in these ways. It reads a checkpoint's method from"
+        " config.json, and takes awq_marlin or gptq_marlin for one of AWQ or GPTQ",
+    ),
+    Rule(
         "model_impl",
         lambda value: value in ("auto", "sglang"),
         "auto or sglang",
@@ -120,6 +129,7 @@ def check_launch(config: Any, family: CheckpointFamily, algorithms: frozenset[st
     _check_decoding(config, family)
     _check_graphs(config)
     _check_widths(config, family.block_size)
+    _check_quantization(config, family)
 
 
 def _check_algorithm(config: Any, algorithms: frozenset[str]) -> None:
@@ -201,6 +211,16 @@ def _check_graphs(config: Any) -> None:
         raise LaunchConfigError(
             f"--cuda-graph-config cannot be given for {ALGORITHM}: the host's graphs hold its own "
             f"forward, not block rows. Drop the flag."
+        )
+
+
+def _check_quantization(config: Any, family: CheckpointFamily) -> None:
+    stored = quantization_config(family.config)
+    if config.device == "cpu" and (stored is not None or config.quantization is not None):
+        method = config.quantization or (stored or {}).get("quant_method")
+        raise LaunchConfigError(
+            f"--device cpu cannot be given for weights quantised as {method!r}: SGLang's kernels "
+            f"for them need a GPU. Serve an unquantised checkpoint here."
         )
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from llada_sglang.checkpoint import is_llada2, read_family, validate
 from llada_sglang.errors import CheckpointError
+from llada_sglang.quantization import stored_names
 from llada_sglang.weights import normalized, weight_shapes
 
 CONFIG: dict[str, Any] = {
@@ -229,10 +230,17 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_a_hub(tmp_path: Path) ->
         validate(tmp_path / "nowhere")
 
 
-def test_quantized_checkpoints_may_name_scales_and_packed_weights(broken: Path) -> None:
-    configure(broken, quantization_config={"quant_method": "fp8"})
-    name = "model.layers.1.mlp.experts.0.up_proj.weight_scale_inv"
-    _rewrite(broken, lambda t: t.update({name: torch.zeros(1)}))
+def test_quantized_checkpoints_have_the_tensors_of_their_method(broken: Path) -> None:
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    configure(broken, quantization_config=fp8)
+    with pytest.raises(CheckpointError, match=r"\d+ missing .*\.weight_scale"):
+        validate(broken)
+
+    def scale(tensors: dict[str, torch.Tensor]) -> None:
+        names = stored_names({"quantization_config": fp8}, weight_shapes(CONFIG)).required
+        tensors.update({name: torch.zeros(()) for name in names - tensors.keys()})
+
+    _rewrite(broken, scale)
     validate(broken)
 
 

@@ -1,0 +1,1 @@
+"""CUDA graphs of block rows: the body by number of rows, the head by number of positions."""

@@ -1,0 +1,120 @@
+"""Quantised checkpoints served on a GPU, against the weights they stand for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quantizers import FP8_BLOCKS, QUANTISERS, quantised
+from safetensors.torch import load_file, save_file
+
+from llada_sglang.roofline.shape import BUILT_IN
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
+from checkpoints import write_llada2
+from servers import ServerPool, ServerSpec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+# The least that every kernel takes: 128 per tensor-parallel rank.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "moe_intermediate_size": 256,
+    "moe_shared_expert_intermediate_size": 256,
+    "torch_dtype": "bfloat16",
+}
+FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "4")
+PROMPT = list(range(64))
+FLASH_BYTES = 135e9
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
+    pool = ServerPool(tmp_path_factory.mktemp("servers"))
+    yield pool
+    pool.close()
+
+
+def write_pair(directory: Path, name: str) -> tuple[Path, Path]:
+    """A quantised checkpoint, and the bfloat16 one of the weights it stands for."""
+    given, quantise = QUANTISERS[name]
+    paths = []
+    for kind in ("stored", "meant"):
+        (directory / kind).mkdir()
+        paths.append(write_llada2(directory / kind, **SHAPE))
+    plain = {
+        key: value.bfloat16() for key, value in load_file(paths[0] / "model.safetensors").items()
+    }
+    stored, meant = quantised(plain, given, quantise)
+    meant = {key: value.bfloat16() for key, value in meant.items()}
+    for path, tensors in zip(paths, (stored, meant), strict=True):
+        tensors = {key: value.contiguous() for key, value in tensors.items()}
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((paths[0] / "config.json").read_text())
+    (paths[0] / "config.json").write_text(json.dumps({**config, "quantization_config": given}))
+    return paths[0], paths[1]
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_a_quantised_checkpoint_says_what_its_weights_stand_for(
+    servers: ServerPool, tmp_path: Path, name: str
+) -> None:
+    """Log-probabilities of a block's first token; activations in fp8 account for the tolerance."""
+    told = []
+    for path in write_pair(tmp_path, name):
+        server = servers.get(ServerSpec(str(path), FLAGS))
+        answers = [
+            server.generate(PROMPT, max_new_tokens=32, return_logprob=True, top_logprobs_num=5)
+            for _ in range(2)
+        ]
+        assert answers[0]["output_ids"] == answers[1]["output_ids"]
+        told.append(answers[0]["meta_info"])
+    top = [{token: value for value, token, *_ in m["output_top_logprobs"][0]} for m in told]
+    shared = top[0].keys() & top[1].keys()
+    assert len(shared) >= 3
+    assert max(abs(top[0][token] - top[1][token]) for token in shared) < 0.1
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < FLASH_BYTES,
+    reason="needs one GPU of 141 GB",
+)
+def test_fp8_flash_fits_one_gpu(servers: ServerPool, tmp_path: Path) -> None:
+    """Dummy weights: what is tested is memory, with a pool for 32 requests of 4K in, 1.5K out."""
+    path = write_llada2(tmp_path)
+    published = {
+        "vocab_size": 157184,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "rotary_dim": 64,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "max_position_embeddings": 32768,
+        "moe_shared_expert_intermediate_size": 1024,
+        "torch_dtype": "bfloat16",
+        "quantization_config": {**FP8_BLOCKS, "modules_to_not_convert": ["lm_head"]},
+    }
+    config = {**json.loads((path / "config.json").read_text()), **published, **BUILT_IN["flash"]}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").unlink()
+    flags = ("--load-format", "dummy", "--max-running-requests", "32")
+    server = servers.get(ServerSpec(str(path), flags))
+    info = json.loads(server.get("/server_info"))
+    assert info["max_total_num_tokens"] >= 32 * (4096 + 1536 + 32)
+    answer = server.generate(PROMPT, max_new_tokens=32, sampling={"ignore_eos": True})
+    assert len(answer["output_ids"]) == 32

@@ -1,0 +1,82 @@
+"""The layers that use the package's kernels, in the host's real model, on their torch twins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.models import llada2 as host
+
+# The worker and the directory are that module's fixtures.
+from test_model_logits import (  # noqa: F401
+    BLOCK,
+    Row,
+    directory,
+    lay_out,
+    run_rows,
+    worker,
+)
+
+from llada_sglang.models import cuda_layers
+
+
+@pytest.fixture
+def fused(worker: Any) -> Iterator[Any]:  # noqa: F811
+    """The worker with fused attention in all layers, and a list of the layers that used it."""
+    model = worker.model_runner.model.model
+    before = [layer.attention.__class__ for layer in model.layers]
+    cuda_layers.use_fused_kernels(model)
+    yield worker
+    for layer, old in zip(model.layers, before, strict=True):
+        layer.attention.__class__ = old
+
+
+def rows() -> list[Row]:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 200, (4, BLOCK))
+    return [(0, 0, ids[0]), (0, BLOCK, ids[1]), (0, 2 * BLOCK, ids[2]), (1, 0, ids[3])]
+
+
+def test_fused_attention_gives_the_hosts_logits(
+    fused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[int] = []
+    plain = cuda_layers.rotate_and_store
+
+    def counted(qkv: torch.Tensor, *args: Any) -> torch.Tensor:
+        stores.append(qkv.shape[0])
+        return plain(qkv, *args)
+
+    monkeypatch.setattr(cuda_layers, "rotate_and_store", counted)
+    lay_out(fused, requests=2, blocks=3, seed=5)
+    got = run_rows(fused, rows())
+    layers = fused.model_runner.model.model.layers
+    assert stores == [4 * BLOCK] * len(layers)
+    for layer in layers:
+        assert type(layer.attention) is cuda_layers.FusedRotaryAttention
+        layer.attention.__class__ = host.LLaDA2MoeAttention
+    lay_out(fused, requests=2, blocks=3, seed=6)  # nothing the first run wrote is read
+    torch.testing.assert_close(got, run_rows(fused, rows()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("obstacle", ["backend", "layout", "rotary"])
+def test_what_the_kernel_does_not_know_is_left_to_the_host(
+    fused: Any, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    runner = fused.model_runner
+    if obstacle == "backend":
+        monkeypatch.setattr(type(runner.attn_backend), "reads_pool", False)
+    elif obstacle == "layout":
+        monkeypatch.setattr(runner.attn_backend.token_to_kv_pool, "kv_cache_layout", "hnd")
+    else:
+        for layer in runner.model.model.layers:
+            monkeypatch.setattr(layer.attention.rotary_emb, "is_neox_style", False)
+
+    def never(*_: Any) -> torch.Tensor:
+        raise AssertionError("the kernel was called")
+
+    monkeypatch.setattr(cuda_layers, "rotate_and_store", never)
+    lay_out(fused, requests=2, blocks=3, seed=5)
+    run_rows(fused, rows())
