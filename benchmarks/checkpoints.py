@@ -3,17 +3,21 @@
 random: 4 layers of random weights at LLaDA2's vocabulary of 157184. It hardly ever exceeds the
 threshold, so it resolves one token per step: the worst case of a block.
 
-wide-nano: the trained nano checkpoint at that vocabulary, with the mask and EOS ids LLaDA2 was
-published with, which the host hard-codes. An equivalent model: same tokens, same confidences.
+wide-nano: a trained nano checkpoint (`--nano`) at that vocabulary, with the mask and EOS ids LLaDA2
+was published with, which the host hard-codes. An equivalent model: same tokens, same confidences.
 
-Both have `routed_scaling_factor` 1, since the host drops that factor on a CPU (wide-nano has it
-folded into its experts), and float32 weights, so that texts can be compared token for token.
+plain-nano: the same with nano's own vocabulary and ids; stock serves it where it is told the mask
+id (`benchmarks.stock_plugin`).
+
+All have `routed_scaling_factor` 1, since the host drops that factor on a CPU (nano's is folded into
+its experts), and float32 weights, so that texts can be compared token for token.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,44 +172,59 @@ def write_wide(nano: Path, out: Path) -> None:
     it up, and the new ids' rows of lm_head read that channel alone. The norms' weights and epsilon
     make up for the extra channels: everything else is as in nano.
     """
+    _write_equivalent(nano, out, VOCABULARY, _moved_ids(nano))
+
+
+def write_plain(nano: Path, out: Path) -> None:
+    """Write `nano` as stock can serve it, at its own vocabulary: about 27 MB.
+
+    Only the mask is silenced, in the way `write_wide` silences new ids.
+    """
+    _write_equivalent(nano, out, read_family(str(nano)).vocab_size, {})
+
+
+def _write_equivalent(nano: Path, out: Path, vocabulary: int, moved: Mapping[int, int]) -> None:
+    """Write a model that says of `nano`'s ids, moved, what nano does, and never the mask's.
+
+    vocabulary: at least nano's. moved: nano's ids that become others, free ones.
+    """
     family = read_family(str(nano))
-    moved = _moved_ids(nano)
     tensors = {name: tensor.float() for name, tensor in read_tensors(nano).items()}
     factor = float(family.config["routed_scaling_factor"])
     for name in tensors:
         if ".mlp.experts." in name and name.endswith("down_proj.weight"):
             tensors[name] = tensors[name] * factor
     hidden = int(family.config["hidden_size"])
-    old = torch.arange(family.vocab_size)
-    new = old.clone()
-    for source, target in moved.items():
-        new[source] = target
+    new = torch.tensor([moved.get(old, old) for old in range(family.vocab_size)])
     tensors = {name: _widened(name, tensor, hidden) for name, tensor in tensors.items()}
     silent = torch.zeros(hidden + EXTRA)
     silent[hidden] = -SILENCE * _greatest_norm(nano) / (hidden + EXTRA) ** 0.5
     blank = torch.zeros(hidden + EXTRA)
     blank[hidden] = CONSTANT
     for name, filler in (("model.word_embeddings.weight", blank), ("lm_head.weight", silent)):
-        wide = filler.repeat(VOCABULARY, 1)
-        wide[new] = tensors[name][old]
+        wide = filler.repeat(vocabulary, 1)
+        wide[new] = tensors[name]
         tensors[name] = wide
+    mask_id = moved.get(family.mask_id, family.mask_id)
     # The host lets a position predict its own mask, which would stay masked for ever.
-    tensors["lm_head.weight"][MASK_ID] = silent
-    ends = family.config["eos_token_id"]
-    ends = [ends] if isinstance(ends, int) else ends
+    tensors["lm_head.weight"][mask_id] = silent
+    ends = [moved.get(end, end) for end in family.eos_ids]
+    pad = family.config["pad_token_id"]
     config = {
         **family.config,
         "hidden_size": hidden + EXTRA,
         "rms_norm_eps": family.config["rms_norm_eps"] * hidden / (hidden + EXTRA),
-        "vocab_size": VOCABULARY,
-        "mask_token_id": MASK_ID,
-        "eos_token_id": [moved[end] for end in ends],
-        "pad_token_id": END_ID,
+        "vocab_size": vocabulary,
+        "mask_token_id": mask_id,
+        "eos_token_id": ends,
+        "pad_token_id": moved.get(pad, pad),
         "routed_scaling_factor": 1.0,
         "torch_dtype": "float32",
     }
     _write(out, config, tensors)
-    _write_moved_tokenizer(nano, out, moved)
+    _write_tokenizer(nano, out, moved)
+    generation = {"eos_token_id": sorted(ends), "pad_token_id": config["pad_token_id"]}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
 
 
 def _widened(name: str, tensor: Tensor, hidden: int) -> Tensor:
@@ -265,20 +284,18 @@ def _greatest_norm(nano: Path) -> float:
     return max(norms)
 
 
-def _write_moved_tokenizer(nano: Path, out: Path, moved: dict[int, int]) -> None:
+def _write_tokenizer(nano: Path, out: Path, moved: Mapping[int, int]) -> None:
     content = json.loads((nano / "tokenizer.json").read_text())
+    wanted = {}
     for token in content["added_tokens"]:
-        token["id"] = moved.get(token["id"], token["id"])
+        token["id"] = wanted[token["content"]] = moved.get(token["id"], token["id"])
         # The library gives an added token the next free id, unless the model has it already.
         content["model"]["vocab"][token["content"]] = token["id"]
     (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         (out / name).write_text((nano / name).read_text())
-    ends = sorted({END_ID, ROLE_END_ID})
-    generation = {"eos_token_id": ends, "pad_token_id": END_ID}
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
     written = Tokenizer.from_file(str(out / "tokenizer.json"))
-    for token, target in ((chat.MASK, MASK_ID), (chat.END_OF_TEXT, END_ID)):
+    for token, target in wanted.items():
         found = written.token_to_id(token)
         if found != target:
             raise SystemExit(f"{token} has id {found} in the written tokenizer, wanted {target}")
@@ -286,15 +303,17 @@ def _write_moved_tokenizer(nano: Path, out: Path, moved: dict[int, int]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=("random", "wide-nano"))
+    parser.add_argument("kind", choices=("random", "wide-nano", "plain-nano"))
     parser.add_argument("out", type=Path, help="directory to write")
     nano = Path(__file__).resolve().parent.parent / "llada_sglang" / "nano" / "checkpoint"
-    parser.add_argument("--nano", type=Path, default=nano, help="trained checkpoint to widen")
+    parser.add_argument("--nano", type=Path, default=nano, help="trained checkpoint to start from")
     arguments = parser.parse_args()
     if arguments.kind == "random":
         write_random(arguments.out)
-    else:
+    elif arguments.kind == "wide-nano":
         write_wide(arguments.nano, arguments.out)
+    else:
+        write_plain(arguments.nano, arguments.out)
     print(f"wrote {arguments.out}")
 
 

@@ -1,0 +1,1 @@
+"""The measurements on a GPU, ours and stock: `python -m benchmarks.gpu`."""

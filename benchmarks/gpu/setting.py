@@ -1,0 +1,149 @@
+"""What a run measures on: device, model, and how both engines are started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from benchmarks.engines import OURS, REPOSITORY, STOCK, ServerSpec, spec
+from benchmarks.gpu import plugin, shapes
+from benchmarks.gpu.patterns import Pattern
+from llada_sglang.platform.detect import accelerator
+from llada_sglang.roofline import gpus
+from llada_sglang.roofline.gpus import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured. rows: block rows of a step; prompt, output: tokens of a request.
+
+    step_prompt: prompt tokens behind the steps. concurrent: requests at once. questions: of nano.
+    """
+
+    rows: tuple[int, ...] = (1, 8, 32, 128)
+    step_prompt: int = 512
+    steps: int = 96
+    prompt: int = 4096
+    output: int = 1536
+    concurrent: tuple[int, ...] = (1, 32, 128)
+    questions: int = 40
+
+    @property
+    def running(self) -> int:
+        return max(*self.rows, *self.concurrent)
+
+
+FULL = Sizes()
+QUICK = Sizes(rows=(1, 32), steps=48, output=512, concurrent=(1, 32), questions=10)
+TRIAL = Sizes((1, 2), 64, 8, 96, 32, (1, 2), 2)  # of the benchmark itself, without a GPU
+SIZES = {"full": FULL, "quick": QUICK, "trial": TRIAL}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run. device: `cuda` or `cpu`; shape: a name of `shapes.SHAPES`; size: of `SIZES`.
+
+    flags: more of both servers; stock_flags: more of stock.
+    """
+
+    device: str
+    shape: str
+    size: str
+    flags: str = ""
+    stock_flags: str = ""
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Setting:
+        """From the command line's arguments of the same names."""
+        return cls(*(getattr(arguments, name) for name in cls.arguments()))
+
+    @staticmethod
+    def arguments() -> tuple[str, ...]:
+        return ("device", "shape", "size", "flags", "stock_flags")
+
+    def command_line(self) -> list[str]:
+        """The same setting for another process."""
+        return [f"--{n.replace('_', '-')}={getattr(self, n)}" for n in self.arguments()]
+
+    @property
+    def sizes(self) -> Sizes:
+        return SIZES[self.size]
+
+    @property
+    def name(self) -> str:
+        """Of its report and its directory: what is measured differently is kept apart."""
+        parts = [self.device_name, self.shape, *([self.size] if self.size != "full" else [])]
+        return "-".join(parts)
+
+    @cached_property
+    def work(self) -> Path:
+        """Where measurements, logs and the written model are kept."""
+        path = REPOSITORY / "build" / "gpu-benchmark" / self.name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @cached_property
+    def model(self) -> Path:
+        return shapes.write(self.shape, self.work / "model")
+
+    @cached_property
+    def device_name(self) -> str:
+        if self.device == "cpu":
+            return "cpu"
+        name = torch.cuda.get_device_name().removeprefix("NVIDIA ")
+        return "-".join(name.lower().split())
+
+    @cached_property
+    def gpu(self) -> Gpu | None:
+        """The cost model's entry of this device, None where it has none."""
+        found = [name for name in gpus.GPUS if name in self.device_name]
+        return gpus.find(found[0]) if found else None
+
+    def spec(self, engine: str, pattern: Pattern | None = None, *more: str) -> ServerSpec:
+        """How to start an engine, with stock's acceptance forced to `pattern`."""
+        flags = [*more, "--max-running-requests", str(self.sizes.running)]
+        flags += ["--load-format", "dummy", "--disable-radix-cache", *shlex.split(self.flags)]
+        flags += shlex.split(self.stock_flags) if engine == STOCK else []
+        if self.device == "cpu":
+            flags += ["--dtype", "float32", "--max-total-tokens", "4096"]
+        if engine == STOCK and pattern is not None:
+            config = self.work / f"steps-{pattern.steps}.yaml"
+            config.write_text(f"steps: {pattern.steps}\n")
+            flags += ["--dllm-algorithm", plugin.ALGORITHM]
+            flags += ["--dllm-algorithm-config", str(config)]
+        plugins = plugin.NAME if engine == STOCK else f"llada_sglang,{plugin.NAME}"
+        path = plugin.install(self.work / "plugin")
+        started = spec(engine, self.model, flags)
+        return started.with_environment({"SGLANG_PLUGINS": plugins, "PYTHONPATH": path})
+
+    def in_words(self, engine: str) -> str:
+        """The launch command of a report."""
+        flags = " ".join(self.spec(engine).flags).replace("LowConfidence", plugin.ALGORITHM)
+        return f"python -m sglang.launch_server --model-path DIR {flags}"
+
+
+def require_device(device: str) -> None:
+    """Raise SystemExit where the device is not here, or another one is."""
+    found = accelerator()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            "there is no CUDA device here. Run this on a machine with an NVIDIA GPU; "
+            "`--device cpu --shape tiny` tries the benchmark itself and lands no result."
+        )
+    if device == "cpu" and found is not None:
+        raise SystemExit(f"--device cpu is for machines without an accelerator, here is {found}.")
+
+
+def inherited_environment(extra: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The environment of a worker process that is to be one of the engines."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LLADA_SGLANG_")}
+    return {**kept, **dict(extra)}
+
+
+ENGINES = (OURS, STOCK)
