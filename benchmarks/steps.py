@@ -96,6 +96,7 @@ def _instrument(engine: str, scheduler: Any) -> Clock:
         clock.wrap(scheduler.rounds.runner.chooser, "_head", "lm_head and statistics")
         clock.wrap(runner, "update_rows", "policy")
         clock.wrap(runner, "settled_rows", "policy")
+        clock.wrap(runner, "threshold_update", "policy")
     else:
         # Stock's forward includes lm_head; its softmax is in the algorithm's step.
         clock.wrap(scheduler.tp_worker.dllm_algorithm, "step", "policy")

@@ -17,6 +17,7 @@ from llada_sglang.attention.paged_plan import (
     TILED_PREFIX_MIN,
     PagedPlan,
     RowBatch,
+    TilePlan,
     blocks_per_tile,
     plan_tiles,
     upload,
@@ -73,19 +74,23 @@ class FA3Rows:
         self._prefix: PagedSegments | None = None
         self._tokens: Tensor | None = None
 
+    def tiles(self, batch: RowBatch) -> TilePlan | None:
+        """The tiles of a forward; None where it has none, or does not name its requests."""
+        if batch.request_ids is None:
+            return None
+        return plan_tiles(
+            batch.request_ids,
+            batch.kv_lens_host,
+            block=self.block,
+            page_size=self._page_size,
+            tile=self._tile,
+            min_prefix=self._min_prefix,
+        )
+
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""
         self._prefix = self._tokens = None
-        tiles = None
-        if batch.request_ids is not None:
-            tiles = plan_tiles(
-                batch.request_ids,
-                batch.kv_lens_host,
-                block=self.block,
-                page_size=self._page_size,
-                tile=self._tile,
-                min_prefix=self._min_prefix,
-            )
+        tiles = self.tiles(batch)
         if tiles is not None:
             self._prefix = self._segments(tiles.prefix, batch.requests)
             self._rows = self._segments(tiles.tails, batch.requests)

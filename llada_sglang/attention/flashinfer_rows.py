@@ -22,6 +22,7 @@ from llada_sglang.attention.paged_plan import (
     TILED_PREFIX_MIN,
     PagedPlan,
     RowBatch,
+    TilePlan,
     blocks_per_tile,
     plan_rows,
     plan_tiles,
@@ -73,19 +74,23 @@ class FlashInferRows:
         self._graphs: dict[int, RowPrefillWrapper] = {}
         self._current = self._rows
 
+    def tiles(self, batch: RowBatch) -> TilePlan | None:
+        """The tiles of a forward; None where it has none, or does not name its requests."""
+        if batch.request_ids is None:
+            return None
+        return plan_tiles(
+            batch.request_ids,
+            batch.kv_lens_host,
+            block=self.block,
+            page_size=self._page_size,
+            tile=self._tile,
+            min_prefix=self._min_prefix,
+        )
+
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""
         self._current, self._tokens = self._rows, None
-        tiles = None
-        if batch.request_ids is not None:
-            tiles = plan_tiles(
-                batch.request_ids,
-                batch.kv_lens_host,
-                block=self.block,
-                page_size=self._page_size,
-                tile=self._tile,
-                min_prefix=self._min_prefix,
-            )
+        tiles = self.tiles(batch)
         if tiles is None:
             plan = plan_rows(batch.kv_lens_host, block=self.block, page_size=self._page_size)
             self._load(self._rows, plan, batch.requests)

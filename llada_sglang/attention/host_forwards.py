@@ -8,7 +8,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
-from llada_sglang.attention.paged_plan import RowBatch
+from llada_sglang.attention.paged_plan import RowBatch, TilePlan
 
 ROW_REQUESTS = "row_requests"
 """Key of `ForwardBatch.model_specific_states`: req_pool_indices as a list, for tiled prefill."""
@@ -18,6 +18,8 @@ class Rows(Protocol):
     """Plans block rows, eagerly or for the graph of their row count, and attends them."""
 
     block: int
+
+    def tiles(self, batch: RowBatch) -> TilePlan | None: ...
 
     def plan(self, batch: RowBatch) -> None: ...
 
@@ -76,6 +78,10 @@ class BlockRowForwards:
             )
         batch = row_batch(forward_batch, self._rows.block)
         self._rows.plan_graph(batch, capture=in_capture)
+
+    def prefers_eager(self, forward_batch: Any) -> bool:
+        """Whether rows of one prompt share a prefix worth a tile, which no graph's plan has."""
+        return self._rows.tiles(row_batch(forward_batch, self._rows.block)) is not None
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """Nothing: what a graph reads is written before it is replayed."""

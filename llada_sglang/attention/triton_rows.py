@@ -43,6 +43,9 @@ class TritonRows:
         self._max_context = max_context
         self._kernel = kernel
 
+    def tiles(self, batch: RowBatch) -> None:
+        """None: the host's kernel returns no log-sum-exp to merge tiles by."""
+
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""
         self._segments = self._load(batch)

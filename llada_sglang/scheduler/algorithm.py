@@ -13,6 +13,8 @@ class BlockDiffusion(DllmAlgorithm):
     """Marks a server whose requests our scheduler runs; the host's own loop never does."""
 
     supported_architectures = ("LLaDA2MoeModelLM",)
+    # The host would force FlashInfer on every other backend where it sees graphs.
+    supported_attention_backends = ("flashinfer", "fa3", "triton", "block_row_torch")
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse the host's one-block-per-request loop."""

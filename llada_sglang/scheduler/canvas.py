@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llada_sglang.decoding.policy import Policy, StateSpec
 from llada_sglang.scheduler.state import MASKED
+from llada_sglang.scheduler.transfer import upload
 
 
 class CanvasTable:
@@ -64,7 +65,7 @@ class CanvasTable:
     ) -> int:
         """Take a slot and fill it; positions behind `context` are masked. Returns the slot."""
         slot = self._free.pop()
-        tokens = torch.as_tensor(np.asarray(context, dtype=np.int64)).to(self.device)
+        tokens = upload(np.array(context, dtype=np.int64), self.device)
         length = tokens.numel()
         self.tokens[slot, :length] = tokens
         self.tokens[slot, length:] = self.mask_id
@@ -78,8 +79,8 @@ class CanvasTable:
 
     def restore(self, slot: int, start: int, canvas: np.ndarray) -> None:
         """Put back an unresolved block. canvas: int64 [block], MASKED at masked positions."""
-        masked = torch.from_numpy(canvas == MASKED).to(self.device)
-        tokens = torch.from_numpy(canvas).to(self.device)
+        masked = upload(canvas == MASKED, self.device)
+        tokens = upload(canvas, self.device)
         end = start + self.block
         self.masked[slot, start:end] = masked
         self.tokens[slot, start:end] = torch.where(masked, self.mask_id, tokens)
@@ -94,8 +95,8 @@ class CanvasTable:
         if missing > 0:
             self.parameters = torch.nn.functional.pad(self.parameters, (0, missing))
         if numbers:
-            self.parameters[slot, : len(numbers)] = torch.tensor(
-                list(numbers), dtype=torch.float64, device=self.device
+            self.parameters[slot, : len(numbers)] = upload(
+                np.array(numbers, dtype=np.float64), self.device
             )
 
     def _set_stops(self, slot: int, stop_ids: Sequence[int]) -> None:
@@ -104,7 +105,7 @@ class CanvasTable:
             self.stop_ids = torch.nn.functional.pad(self.stop_ids, (0, missing), value=-1)
         self.stop_ids[slot] = -1
         if stop_ids:
-            self.stop_ids[slot, : len(stop_ids)] = torch.tensor(list(stop_ids), device=self.device)
+            self.stop_ids[slot, : len(stop_ids)] = upload(np.array(stop_ids), self.device)
 
 
 class StateTable:

@@ -18,16 +18,18 @@ from torch import Tensor
 from llada_sglang.decoding.penalties import penalize
 from llada_sglang.decoding.policy import RowView
 from llada_sglang.decoding.sampling import draw, uniform
-from llada_sglang.decoding.statistics import ShardStatistics, combine_shards, shard_statistics
+from llada_sglang.decoding.statistics import ShardStatistics, combine_shards
 from llada_sglang.kernels import vocab_statistics
 from llada_sglang.kernels.head_statistics import head_statistics
 from llada_sglang.scheduler.grammar import illegal_json_ids, walk
 from llada_sglang.scheduler.state import MASKED
+from llada_sglang.scheduler.transfer import upload
 
 if TYPE_CHECKING:
     from sglang.srt.distributed.parallel_state import GroupCoordinator
 
     from llada_sglang.decoding.sampling import Sampling
+    from llada_sglang.graphs.head import HeadGraphs
     from llada_sglang.scheduler.canvas import CanvasTable
     from llada_sglang.scheduler.state import ActiveRow, BlockState
 
@@ -74,6 +76,7 @@ class Chooser:
         self.tp_group = tp_group
         self.block = table.block
         self.device = table.device
+        self.graphs: HeadGraphs | None = None
         self._illegal_json_ids: Tensor | None = None
 
     def choose(self, hidden: Tensor, active: Sequence[ActiveRow]) -> Choice:
@@ -83,31 +86,39 @@ class Chooser:
         path, and only they pay for it.
         """
         block = self.block
-        # The host mirrors every mask, so that finding them costs no device sync.
-        wanted = np.stack([one.canvas for _, one in active]) == MASKED
-        for row, (state, one) in enumerate(active):
-            if state.record.params.policy.edits:
-                wanted[row, max(0, state.text_start - one.start) :] = True
+        # The host mirrors every mask, so that finding them costs no device sync. Where the step
+        # before is still running the mirror is one step old: it has masks that are gone, whose
+        # candidates nobody reads, and misses none.
+        wanted = np.concatenate([row.block.canvas for row in active]) == MASKED
+        wanted = wanted.reshape(len(active), block)
+        special = [index for index, row in enumerate(active) if row.state.record.special]
+        for index in special:
+            state = active[index].state
+            if state.record.policy.edits:
+                wanted[index, max(0, state.text_start - active[index].block.start) :] = True
         shape = (len(active), block)
         choice = Choice(
             torch.zeros(shape, dtype=torch.int64, device=self.device),
             torch.zeros(shape, dtype=torch.float32, device=self.device),
         )
-        general = [i for i, (state, _) in enumerate(active) if state.record.general]
+        general = [index for index in special if active[index].state.record.general]
         plain = wanted
         if general:
             plain = wanted.copy()
             plain[general] = False
-        flat = torch.from_numpy(np.flatnonzero(plain)).to(self.device, non_blocking=True)
-        if flat.numel():
+        where = np.flatnonzero(plain)
+        if where.size:
+            flat = upload(where, self.device)
             found, certain = self._head(hidden, flat)
             choice.candidate.view(-1)[flat] = found
             choice.confidence.view(-1)[flat] = certain
-        for row, columns, logits in self._general_logits(hidden, wanted, general):
-            self._choose_row(choice, row, active[row], columns, logits)
-        for row, (state, _) in enumerate(active):
-            if state.record.options.reports:
-                choice.details.setdefault(row, {})["confidence"] = choice.confidence[row]
+        if general:
+            for index, columns, logits in self._general_logits(hidden, wanted, general):
+                self._choose_row(choice, index, active[index], columns, logits)
+        for index in special:
+            if active[index].state.record.options.reports:
+                confidence = choice.confidence[index]
+                choice.details.setdefault(index, {})["confidence"] = confidence
         return choice
 
     def _general_logits(
@@ -121,7 +132,7 @@ class Chooser:
         budget = max(self.block, most // (4 * (end - start) * self.tp_group.world_size))
         for chunk in _chunks(rows, [columns[row].size for row in rows], budget):
             where = np.concatenate([row * self.block + columns[row] for row in chunk])
-            picked = hidden[torch.from_numpy(where).to(self.device, non_blocking=True)]
+            picked = hidden[upload(where, self.device)]
             logits = self._gather_logits(self.model.head_logits(picked).float())
             logits[:, self.table.mask_id] = -torch.inf
             # One NaN must not decide a block, nor +inf turn a softmax into NaN.
@@ -152,11 +163,11 @@ class Chooser:
         logits: Tensor,
     ) -> None:
         """Candidates of one row on the general path; `logits` are overwritten."""
-        state, one = active
+        state, one = active.state, active.block
         table, options, params = self.table, state.record.options, state.record.params
         policy = params.policy
         if options.penalties.any:
-            end = state.flight[-1].start + self.block
+            end = max(state.flight[-1].start, one.start) + self.block
             slot = state.slot
             penalize(
                 logits,
@@ -166,15 +177,16 @@ class Chooser:
                 state.text_start,
             )
         early = int((columns + one.start < state.text_start + options.min_new_tokens).sum())
-        if early and state.record.stop_ids:
-            stops = torch.tensor(state.record.stop_ids, device=self.device)
-            logits[:early, stops] = FORBIDDEN
-        if policy.illegal_ids:
-            logits[:, list(policy.illegal_ids)] = -torch.inf
-        at = torch.from_numpy(columns).to(self.device, non_blocking=True)
+        # One id after the other: a list of them would have to be copied to the device first.
+        if early:
+            for stop in state.record.stop_ids:
+                logits[:early, stop] = FORBIDDEN
+        for illegal in policy.illegal_ids:
+            logits[:, illegal] = -torch.inf
+        at = upload(columns, self.device)
         noise = np.zeros(0)
         if options.sampling.temperature > 0.0:
-            noise = uniform(options.sampling.seed, columns + one.start, one.step)
+            noise = uniform(options.sampling.seed, columns + one.start, active.step)
         if state.record.policy_reads and policy.reads_logits(params.values):
             self._read(choice, row, active, at, logits, noise)
         sampling = options.sampling
@@ -191,7 +203,6 @@ class Chooser:
                 return int(token), float(confidence)
 
             room = max(1, min(columns.size, int(state.text_end - one.start - columns[0])))
-            least = state.record.schedule[min(one.forced, len(state.record.schedule) - 1)]
             try:
                 found = walk(
                     grammar,
@@ -199,7 +210,7 @@ class Chooser:
                     pick,
                     # A policy without a threshold of its own walks as its schedule says.
                     threshold=params.values.get("threshold", 1.0),
-                    least=least,
+                    least=active.least,
                     tokenizer=state.req.tokenizer,
                     before=state.req.output_ids[-4:],
                 )
@@ -229,8 +240,8 @@ class Chooser:
         noise: np.ndarray,
     ) -> None:
         """Show the logits of a row to its policy, and keep what it reads."""
-        state, one = active
-        policy, where = state.record.params.policy, slice(one.start, one.start + self.block)
+        state, one = active.state, active.block
+        policy, where = state.record.policy, slice(one.start, one.start + self.block)
         tensors = self.table.state_of(policy)
         found = policy.read(
             logits,
@@ -238,7 +249,7 @@ class Chooser:
                 canvas=self.table.tokens[state.slot, where],
                 masked=self.table.masked[state.slot, where],
                 columns=at,
-                step=one.step,
+                step=active.step,
                 numbers=state.record.numbers,
                 state={n: tensor[one.state_row] for n, tensor in tensors.tensors.items()},
                 pick=lambda some: self._pick(some, state.record.options.sampling, noise),
@@ -258,8 +269,8 @@ class Chooser:
 
     def _pick(self, logits: Tensor, sampling: Sampling, noise: np.ndarray) -> tuple[Tensor, Tensor]:
         if sampling.temperature > 0.0:
-            return draw(logits, sampling, torch.from_numpy(noise).to(self.device))
-        statistics = shard_statistics(logits.clone(), vocab_start=0, mask_id=self.table.mask_id)
+            return draw(logits, sampling, upload(noise, self.device))
+        statistics = vocab_statistics(logits.clone(), vocab_start=0, mask_id=self.table.mask_id)
         return combine_shards(ShardStatistics(*(part[None] for part in statistics)))
 
     def _logprobs(
@@ -285,12 +296,14 @@ class Chooser:
             top = scores.topk(min(options.top_logprobs, scores.shape[1]), dim=-1)
             found |= {"top_values": spread(top.values), "top_ids": spread(top.indices)}
         if options.logprob_ids:
-            ids = torch.tensor(options.logprob_ids, device=self.device)
+            ids = upload(np.array(options.logprob_ids), self.device)
             found["id_values"] = spread(scores[:, ids])
         return found
 
     def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Candidate and confidence at the masked positions `where` of `hidden`."""
+        if self.graphs is not None and self.graphs.covers(hidden):
+            return self.graphs.run(hidden, where)
         start, end = self.model.vocab_shard_range()
         weight = self.model.plain_head() if self.device.type == "cpu" else None
         if weight is not None:
@@ -300,18 +313,23 @@ class Chooser:
                 vocab_start=start,
                 mask_id=self.table.mask_id,
             )
-            return combine_shards(self._gather(local))
+            return self.combine(local)
         most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
         chunk = max(1, most // (4 * (end - start)))
-        parts = [
-            vocab_statistics(
-                self.model.head_logits(hidden[rows]),
-                vocab_start=start,
-                mask_id=self.table.mask_id,
-            )
-            for rows in where.split(chunk)
-        ]
-        local = ShardStatistics(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        parts = [self.statistics(hidden[rows]) for rows in where.split(chunk)]
+        return self.combine(
+            ShardStatistics(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        )
+
+    def statistics(self, hidden: Tensor) -> ShardStatistics:
+        """Statistics of this rank's part of the vocabulary. hidden: [positions, hidden]."""
+        start, _ = self.model.vocab_shard_range()
+        return vocab_statistics(
+            self.model.head_logits(hidden), vocab_start=start, mask_id=self.table.mask_id
+        )
+
+    def combine(self, local: ShardStatistics) -> tuple[Tensor, Tensor]:
+        """Candidate and confidence from the statistics of all ranks; `local` are this one's."""
         return combine_shards(self._gather(local))
 
     def _gather(self, local: ShardStatistics) -> ShardStatistics:

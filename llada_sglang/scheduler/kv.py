@@ -104,6 +104,15 @@ class BlockKV:
         req.kv.kv_allocated_len = committed
         req.kv.kv_committed_len = committed
 
+    def drop_ahead(self, req: Req, end: int) -> int:
+        """Free the slots at and behind `end`, which no block in flight needs; how many."""
+        held = req.kv.kv_allocated_len
+        if end >= held:
+            return 0
+        self.tree.free_kv_row(req.kv, [(end, held)])
+        req.kv.kv_allocated_len = end
+        return held - end
+
     def close_row(self, state: BlockState, *, publish: bool = True) -> None:
         """Give everything back; with `publish`, committed blocks stay in the tree, evictable."""
         req = state.req

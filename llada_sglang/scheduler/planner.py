@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+REACH = 3.0
+"""How many times as many positions as its last known step resolved a step may resolve, as far as
+the planner is concerned; see `may_resolve`."""
+
 
 class Plannable(Protocol):
     """What the planner reads of a request."""
@@ -33,7 +37,7 @@ class RowSpan(NamedTuple):
 
     request: place of the request in the planner's input. start: position of the first final
     block to persist. final_blocks: how many consecutive final blocks (commit or prefill rows).
-    denoise: whether the active block at the request's front is a row too.
+    denoise: how many blocks from the request's front on are rows too.
     """
 
     request: int
@@ -60,15 +64,36 @@ def plan_rows(
     running: list[RowSpan] = []
     prompts: list[tuple[int, Plannable]] = []
     for index, request in enumerate(requests):
-        pending = (request.front - request.committed) // block
-        if request.denoise_rows and (pending <= 1 or request.prefilled):
-            running.append(RowSpan(index, request.committed, pending, request.denoise_rows))
-        elif pending or request.denoise_rows:
+        committed, rows = request.committed, request.denoise_rows
+        pending = (request.front - committed) // block
+        if rows and (pending <= 1 or request.prefilled):
+            running.append(RowSpan(index, committed, pending, rows))
+        elif pending or rows:
             prompts.append((index, request))
+    if not prompts:
+        return running
     left = row_budget - sum(span.rows for span in running)
     if running:
         left = min(left, prefill_budget)
     return running + list(_prefill(prompts, block, left))
+
+
+def may_resolve(masks: int, *, least: int, pace: int, reach: float = REACH) -> bool:
+    """Whether a step under way may resolve a block, so that the next one should ride along.
+
+    While a step runs, the one behind it is planned from a canvas one step old. If the block
+    resolves in between, its row of that next forward persists it; the block behind it loses a
+    step unless it has a row there too. Such a row is wasted if the block is not resolved: it costs
+    a forward its share of the arithmetic, the head at all of its positions, and, in a small batch
+    of a mixture of experts, experts that no other row reads. So it rides only with a block that
+    may be done: whose masks, as far as known, are at most what the step has to unmask, or `reach`
+    times what the last known step of the request did. 0 takes one along only where the schedule
+    resolves the block, infinity always. Either way the text is the same.
+
+    masks: masked positions before the step; least: how many it has to unmask; pace: how many the
+    request's step before it did, 0 where there was none.
+    """
+    return masks <= max(least, reach * max(pace, 1))
 
 
 def _prefill(

@@ -17,6 +17,7 @@ from sglang.srt.observability.req_time_stats import set_time_batch
 from llada_sglang import env
 from llada_sglang.checkpoint import read_family
 from llada_sglang.errors import DecodeParamError
+from llada_sglang.graphs.setup import install as install_graphs
 from llada_sglang.scheduler import algorithm
 from llada_sglang.scheduler.canvas import CanvasTable
 from llada_sglang.scheduler.kv import BlockKV
@@ -78,7 +79,7 @@ class DiffusionScheduler(Scheduler):
         )
 
     def _init_rounds(self) -> None:
-        config, runner = self.dllm_config, self.tp_worker.model_runner
+        config, runner, settings = self.dllm_config, self.tp_worker.model_runner, env.load()
         block = config.block_size
         if self.page_size != block:
             raise RuntimeError(f"page size {self.page_size} must equal the block size {block}")
@@ -87,7 +88,7 @@ class DiffusionScheduler(Scheduler):
             block_size=block,
             decoding=server_decoding(
                 read_family(self.server_args.model_path, revision=self.server_args.revision),
-                config.algorithm_config or parse_decoding(env.load().decoding),
+                config.algorithm_config or parse_decoding(settings.decoding),
             ),
         )
         self._seeds = np.random.default_rng(self.random_seed)
@@ -102,6 +103,19 @@ class DiffusionScheduler(Scheduler):
         )
         chunk = (self.chunked_prefill_size or self.max_prefill_tokens) // block
         row_budget = max(chunk, 2 * running)
+        overlap = self.device != "cpu" if settings.overlap is None else settings.overlap
+        tp_group = get_tp_group()
+        block_runner = BlockRunner(model_runner=runner, table=table, tp_group=tp_group)
+        block_runner.chooser.graphs = install_graphs(
+            runner,
+            given=self.server_args,
+            block=block,
+            row_budget=row_budget,
+            statistics=block_runner.chooser.statistics,
+            combine=block_runner.chooser.combine,
+            tp_group=tp_group,
+            agree=_agreement(tp_group),
+        )
         self.rounds = Rounds(
             kv=BlockKV(
                 block=block,
@@ -110,7 +124,7 @@ class DiffusionScheduler(Scheduler):
                 tree_cache=self.tree_cache,
             ),
             table=table,
-            runner=BlockRunner(model_runner=runner, table=table, tp_group=get_tp_group()),
+            runner=block_runner,
             limits=Limits(
                 max_running=running,
                 row_budget=row_budget,
@@ -119,6 +133,7 @@ class DiffusionScheduler(Scheduler):
             ),
             requeue=self._requeue_retracted,
             agree=_agreement(get_tp_group()),
+            overlap=overlap,
         )
         self.running_batch = ScheduleBatch.init_new(
             [],
@@ -172,9 +187,11 @@ class DiffusionScheduler(Scheduler):
         rounds = self.rounds
         if rounds is None:
             return super().get_next_batch_to_run(running_batch, last_batch)
-        for state in [s for s in rounds.states if s.req.to_finish]:
-            state.req.update_finish_state()
-            rounds.end(state)
+        if any(state.req.to_finish for state in rounds.states):
+            rounds.flush()
+            for state in [s for s in rounds.states if s.req.to_finish]:
+                state.req.update_finish_state()
+                rounds.end(state)
         self._admit_waiting()
         self._stream_changed()
         running_batch.reqs = [state.req for state in rounds.states]
@@ -297,10 +314,13 @@ class DiffusionScheduler(Scheduler):
 
     def pause_generation(self, recv_req: PauseGenerationReqInput) -> None:
         """Retract what runs before the host does, which would free KV we still count on."""
-        if self.rounds is not None and recv_req.mode == "retract":
-            for state in sorted(self.rounds.states, key=lambda s: s.order, reverse=True):
-                self.rounds.retract(state, keep=False)
-            self.running_batch.reqs = []
+        if self.rounds is not None:
+            self.rounds.flush()
+            if recv_req.mode == "retract":
+                for state in sorted(self.rounds.states, key=lambda s: s.order, reverse=True):
+                    self.rounds.retract(state, keep=False)
+            self.running_batch.reqs = [state.req for state in self.rounds.states]
+            self._stream_changed()
         super().pause_generation(recv_req)
 
 

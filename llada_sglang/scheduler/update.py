@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llada_sglang.decoding.policy import Policy, Step, Update
+from llada_sglang.scheduler.transfer import upload
 
 if TYPE_CHECKING:
     from llada_sglang.scheduler.canvas import CanvasTable
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
 class Rows:
     """The denoise rows of a step, on the device.
 
-    slots, starts: int64 [rows]; least: int64 [rows], 0 in a block that is not forced; canvas:
-    int64 [rows, block]; masked: bool [rows, block].
+    slots, text_start: int64 [rows]; position: int64 [rows, block], absolute; least: int64 [rows],
+    0 in a block that is not forced; canvas: int64 [rows, block]; masked: bool [rows, block].
     """
 
     slots: Tensor
-    starts: Tensor
+    position: Tensor
+    text_start: Tensor
     least: Tensor
     canvas: Tensor
     masked: Tensor
@@ -51,14 +54,14 @@ def update_rows(
 ) -> Updated:
     """Apply every row's policy. `choice.confidence` becomes that of the tokens written."""
     groups: dict[str, list[int]] = {}
-    for row, (state, _) in enumerate(active):
-        groups.setdefault(state.record.params.policy.name, []).append(row)
+    for index, row in enumerate(active):
+        groups.setdefault(row.state.record.policy.name, []).append(index)
     canvas, masked = rows.canvas, rows.masked
     out = Updated(canvas, masked, None, None, {})
     for members in groups.values():
-        policy = active[members[0]].state.record.params.policy
+        policy = active[members[0]].state.record.policy
         whole = len(groups) == 1
-        pick = None if whole else torch.tensor(members, device=canvas.device)
+        pick = None if whole else upload(np.array(members), canvas.device)
         update = _update(policy, rows, choice, [active[row] for row in members], table, pick)
         if whole:
             out.canvas, out.masked = update.canvas, update.masked
@@ -96,23 +99,21 @@ def _update(
     def of(tensor: Tensor) -> Tensor:
         return tensor if pick is None else tensor[pick]
 
-    slots, starts = of(rows.slots), of(rows.starts)
-    names = list(active[0].state.record.numbers)
-    numbers = table.parameters[slots]
+    numbers = table.parameters[of(rows.slots)]
     tensors = table.state_of(policy).tensors
-    at = (
-        torch.tensor([one.state_row for _, one in active], device=slots.device) if tensors else None
-    )
-    column = torch.arange(rows.canvas.shape[1], device=slots.device)
+    if tensors:
+        at = upload(np.array([row.block.state_row for row in active]), numbers.device)
     update = policy.update(
         Step(
             canvas=of(rows.canvas),
             masked=of(rows.masked),
-            generated=starts[:, None] + column >= table.text_start[slots][:, None],
+            generated=of(rows.position) >= of(rows.text_start)[:, None],
             candidate=of(choice.candidate),
             confidence=of(choice.confidence),
             least=of(rows.least)[:, None],
-            numbers={name: numbers[:, i, None] for i, name in enumerate(names)},
+            numbers={
+                name: numbers[:, i, None] for i, name in enumerate(active[0].state.record.numbers)
+            },
             features={name: of(values) for name, values in choice.features.items()},
             state={name: tensor[at] for name, tensor in tensors.items()},
         )

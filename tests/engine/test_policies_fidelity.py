@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,16 @@ from llada_sglang.reference.tokens import TokenRules
 CASES = UNMASKING + EDITING
 SAMPLED = TokenRules(temperature=1.0, top_p=0.95, seed=21)
 NOISE = [100, 7, 431, 55, 12, 300, 9]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["in-step", "overlap"])
+def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator[None]:
+    """Every test with results taken before the next step is launched, and after."""
+    rounds = engine.scheduler.rounds
+    rounds.overlap = request.param
+    yield
+    rounds.flush()
+    rounds.overlap = False
 
 
 def prompt_of(engine: InProcessEngine, seed: int) -> list[int]:

@@ -19,6 +19,16 @@ from llada_sglang.scheduler import scheduler as scheduler_module
 Question = tuple[list[int], dict[str, Any]]
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["in-step", "overlap"])
+def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator[None]:
+    """Every test with results taken before the next step is launched, and after."""
+    rounds = engine.scheduler.rounds
+    rounds.overlap = request.param
+    yield
+    rounds.flush()
+    rounds.overlap = False
+
+
 def ask(engine: InProcessEngine, question: Question, **extra: Any) -> str:
     prompt, params = question
     sampling = {"max_new_tokens": params["max_new_tokens"]}
@@ -155,6 +165,7 @@ def test_radix_hits_and_misses_give_the_same(engine, oracle, monkeypatch):
 
 
 def test_a_second_turn_reuses_the_generated_blocks(engine, oracle):
+    engine.scheduler.flush_cache()
     (prompt, _), *_ = questions(engine, 29, 4)
     first = ask(engine, (prompt, {"max_new_tokens": 100, "ignore_eos": True}))
     engine.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,16 @@ PENALISED = (
         temperature=1.0, seed=8, repetition_penalty=1.1, frequency_penalty=0.3, min_new_tokens=40
     ),
 )
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["in-step", "overlap"])
+def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator[None]:
+    """Every test with results taken before the next step is launched, and after."""
+    rounds = engine.scheduler.rounds
+    rounds.overlap = request.param
+    yield
+    rounds.flush()
+    rounds.overlap = False
 
 
 def prompt_of(engine: InProcessEngine, seed: int) -> list[int]:

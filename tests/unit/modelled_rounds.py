@@ -1,7 +1,8 @@
-"""The scheduler's rounds over a model that is a function of the canvas: no engine, no KV.
+"""The scheduler's rounds over a model that is a function of the canvas: no engine.
 
-Planner, canvases, candidates, policies and emission are the real ones; only the forward, the page
-table and the host's request object are stood in for, so that a test chooses every logit.
+Planner, canvases, candidates, policies and emission are the real ones; only the forward, the pool
+and the host's request object are stood in for, so that a test chooses every logit. A row sees its
+own canvas and, of what is in front of it, what forwards have written into its request's pages.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from llada_sglang.decoding.policy import Checkpoint, PolicySet
 from llada_sglang.decoding.sampling import Sampling
 from llada_sglang.scheduler.canvas import CanvasTable
 from llada_sglang.scheduler.options import TokenOptions
+from llada_sglang.scheduler.planner import REACH
 from llada_sglang.scheduler.rounds import Limits, Rounds
 from llada_sglang.scheduler.runner import BlockRunner
 from llada_sglang.scheduler.state import RequestRecord
@@ -43,7 +45,7 @@ class _Request:
         self.eos_token_ids = set(eos)
         self.tokenizer = self.grammar = None
         self.stream = False
-        self.kv = SimpleNamespace(kv_committed_len=0, req_pool_idx=0)
+        self.kv = SimpleNamespace(kv_committed_len=0, kv_allocated_len=0, req_pool_idx=-1)
         self.finished_reason: Any = None
         self.finished_len: int | None = None
         self.customized_info: dict[str, list[Any]] = {
@@ -78,32 +80,78 @@ class _Request:
         self.is_retracted = self.retracted_stain = True
 
 
-class _NoKV:
-    """Slots without end; every position is persisted once, in order."""
+class _PagedKV:
+    """A pool of pages of one block, and what forwards have written there: the tokens they saw.
+
+    No tree: a request that comes back is prefilled again.
+    """
+
+    def __init__(self, block: int, pages: int) -> None:
+        self.block = block
+        self.pages = pages
+        self.free = list(range(pages))
+        self.rows: dict[int, list[int]] = {}
+        self.written: dict[int, Tensor] = {}
 
     def obtainable(self) -> int:
-        return 1 << 30
+        return len(self.free) * self.block
 
     def lock_prefix(self, req: _Request, context: array[int]) -> int:
         return 0
 
-    def open_row(self, req: _Request, prefix: int) -> None:
-        req.kv.kv_committed_len = prefix
-
-    def extend(self, req: _Request, end: int) -> bool:
-        return True
-
-    def publish(self, state: Any) -> None:
+    def unlock_prefix(self, req: _Request) -> None:
         pass
 
+    def open_row(self, req: _Request, prefix: int) -> None:
+        row = next(index for index in range(self.pages) if index not in self.rows)
+        req.kv.req_pool_idx, self.rows[row] = row, []
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = 0
+
+    def extend(self, req: _Request, end: int) -> bool:
+        held = self.rows[req.kv.req_pool_idx]
+        need = end // self.block - len(held)
+        if need > len(self.free):
+            return False
+        held += [self.free.pop() for _ in range(need)]
+        req.kv.kv_allocated_len = len(held) * self.block
+        return True
+
+    def drop_ahead(self, req: _Request, end: int) -> int:
+        held = self.rows[req.kv.req_pool_idx]
+        dropped = held[end // self.block :]
+        del held[end // self.block :]
+        self.free += dropped
+        req.kv.kv_allocated_len = len(held) * self.block
+        return len(dropped) * self.block
+
+    drop_uncommitted = drop_ahead
+
+    def abandon_row(self, req: _Request) -> None:
+        self.drop_ahead(req, 0)
+        del self.rows[req.kv.req_pool_idx]
+
+    def publish(self, state: Any) -> None:
+        self._check(state)
+
     def close_row(self, state: Any, *, publish: bool = True) -> None:
-        assert state.committed % state.flight[0].canvas.size == 0
+        self._check(state)
+        self.abandon_row(state.req)
+
+    def _check(self, state: Any) -> None:
+        """What counts as persisted was written by a forward that saw the final tokens."""
+        req, block = state.req, self.block
+        text = [*req.origin_input_ids, *req.output_ids]
+        assert state.committed == req.kv.kv_committed_len
+        assert state.committed % block == 0
+        assert state.committed <= len(text), "only final tokens are committed"
+        for index, page in enumerate(self.rows[req.kv.req_pool_idx][: state.committed // block]):
+            assert self.written[page].tolist() == text[index * block : (index + 1) * block]
 
 
 class _Runner(BlockRunner):
-    """A step whose hidden states are the logits themselves."""
+    """A step whose hidden states are the logits themselves, of what is in the pages."""
 
-    def __init__(self, logits_of: LogitsFn, table: CanvasTable, vocab: int) -> None:
+    def __init__(self, logits_of: LogitsFn, table: CanvasTable, vocab: int, kv: _PagedKV) -> None:
         model = SimpleNamespace(
             head_logits=lambda hidden: hidden.clone(),
             plain_head=lambda: None,
@@ -116,36 +164,55 @@ class _Runner(BlockRunner):
             tp_group=SimpleNamespace(world_size=1),
         )
         self.logits_of = logits_of
+        self.kv = kv
 
-    def _forward(self, rows: Tensor, starts: list[int]) -> Tensor:
-        slots, _, first, _ = rows
-        hidden = []
-        for slot, start in zip(slots.tolist(), first.tolist(), strict=True):
-            end = start + self.block
-            ids = torch.where(
-                self.table.masked[slot, :end], self.table.mask_id, self.table.tokens[slot, :end]
+    def _forward(self, rows: Tensor, starts: list[int], requests: list[int]) -> Tensor:
+        slots, requests, _, _ = rows.tolist()
+        places = list(zip(slots, requests, starts, strict=True))
+        # K/V of all rows are written before any row reads.
+        for slot, request, start in places:
+            page = self.kv.rows[request][start // self.block]
+            where = slice(start, start + self.block)
+            self.kv.written[page] = torch.where(
+                self.table.masked[slot, where], self.table.mask_id, self.table.tokens[slot, where]
             )
-            hidden.append(self.logits_of(ids)[start:end].float())
+        hidden = []
+        for _, request, start in places:
+            read = self.kv.rows[request][: start // self.block + 1]
+            ids = torch.cat([self.kv.written[page] for page in read])
+            hidden.append(self.logits_of(ids)[start : start + self.block].float())
         return torch.cat(hidden)
 
 
 class ModelledRounds:
     """Rounds of requests over `logits_of`: int64 [length] -> float32 [length, vocab]."""
 
-    def __init__(self, logits_of: LogitsFn, checkpoint: Checkpoint, *, vocab: int) -> None:
+    def __init__(
+        self,
+        logits_of: LogitsFn,
+        checkpoint: Checkpoint,
+        *,
+        vocab: int,
+        overlap: bool = False,
+        reach: float = REACH,
+        pages: int = 4096,
+        running: int = 16,
+    ) -> None:
         block = checkpoint.block
         self.decoding = Decoding.of_server(PolicySet(checkpoint, policy_classes()), "threshold")
         self.table = CanvasTable(
-            slots=16, width=64 * block, block=block, mask_id=checkpoint.mask_id, device="cpu"
+            slots=running, width=64 * block, block=block, mask_id=checkpoint.mask_id, device="cpu"
         )
         self.waiting: list[_Request] = []
         self.records: dict[str, RequestRecord] = {}
+        self.kv = _PagedKV(block, pages)
         self.rounds = Rounds(
-            kv=_NoKV(),  # type: ignore[arg-type]
+            kv=self.kv,  # type: ignore[arg-type]
             table=self.table,
-            runner=_Runner(logits_of, self.table, vocab),
-            limits=Limits(16, 16, 4, 63 * block),
+            runner=_Runner(logits_of, self.table, vocab, self.kv),
+            limits=Limits(running, running, 4, 63 * block, reach),
             requeue=self.waiting.append,  # type: ignore[arg-type]
+            overlap=overlap,
         )
 
     def submit(
@@ -189,9 +256,17 @@ class ModelledRounds:
         self.rounds.step()
         return bool(self.rounds.states or self.waiting)
 
+    def check_idle(self) -> None:
+        """Nothing is held where nothing runs."""
+        assert self.rounds.idle
+        assert self.table.states_in_use == 0, "a policy's state outlives its request"
+        assert self.table.free_slots == self.table.tokens.shape[0]
+        assert sorted(self.kv.free) == list(range(self.kv.pages))
+        assert not self.kv.rows
+
     def run(self, limit: int = 5000) -> None:
         for _ in range(limit):
             if not self.step():
-                assert self.table.states_in_use == 0, "a policy's state outlives its request"
+                self.check_idle()
                 return
         raise AssertionError(f"still running after {limit} forwards")

@@ -215,6 +215,34 @@ def test_a_batch_names_its_requests_for_tiles_only_where_the_runner_did() -> Non
     assert row_batch(batch(seq_lens_cpu=None), BLOCK).kv_lens_host == [BLOCK, 3 * BLOCK]
 
 
+@pytest.mark.parametrize(
+    ("query_heads", "named", "wanted"), [(4, True, True), (4, False, False), (16, True, False)]
+)
+def test_graphs_are_declined_where_a_prompt_has_tiles(
+    query_heads: int, named: bool, wanted: bool
+) -> None:
+    from llada_sglang.attention.fa3_rows import FA3Rows
+    from llada_sglang.attention.host_forwards import ROW_REQUESTS, BlockRowForwards
+
+    backend = BlockRowForwards()
+    backend._rows = FA3Rows(
+        req_to_token=torch.zeros(8, 512, dtype=torch.int32),
+        page_size=BLOCK,
+        block=BLOCK,
+        query_heads=query_heads,
+        kv_heads=4,
+        kv_dtype=torch.bfloat16,
+        max_context=512,
+        kernel=lambda **_: None,
+        merge=lambda *_: (_[0], _[1]),
+        min_prefix=2 * BLOCK,
+    )
+    lens = torch.tensor([3 * BLOCK, 4 * BLOCK])
+    states = {ROW_REQUESTS: [4, 4]} if named else None
+    forward = batch(seq_lens=lens, seq_lens_cpu=lens, model_specific_states=states)
+    assert backend.prefers_eager(forward) is wanted
+
+
 def test_a_forward_that_is_not_whole_rows_is_refused() -> None:
     from llada_sglang.attention.host_forwards import row_batch
 

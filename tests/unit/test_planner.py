@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sglang.scheduler.planner import plan_rows
+from llada_sglang.scheduler.planner import may_resolve, plan_rows
 
 BLOCK = 32
 
@@ -118,3 +119,22 @@ def test_prompts_beside_running_requests_are_cut_to_the_prefill_budget():
         [Request(0, 100 * BLOCK), Request(64, 64)], block=BLOCK, row_budget=256, prefill_budget=8
     )
     assert [(s.request, s.final_blocks, s.denoise) for s in spans] == [(1, 0, True), (0, 8, False)]
+
+
+@pytest.mark.parametrize(
+    ("masks", "least", "pace", "reach", "rides"),
+    [
+        (1, 1, 0, 3.0, True),  # the schedule resolves the block
+        (2, 1, 0, 0.0, False),
+        (32, 32, 0, 0.0, True),
+        (6, 1, 2, 3.0, True),  # three times what the last step did, and no more
+        (7, 1, 2, 3.0, False),
+        (3, 1, 0, 3.0, True),  # no step is known yet: as if it had resolved one
+        (4, 1, 0, 3.0, False),
+        (32, 1, 0, float("inf"), True),
+    ],
+)
+def test_the_next_block_rides_along_where_the_one_in_flight_may_be_done(
+    masks, least, pace, reach, rides
+):
+    assert may_resolve(masks, least=least, pace=pace, reach=reach) is rides

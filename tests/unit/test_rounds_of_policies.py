@@ -155,12 +155,13 @@ def submit(rounds: ModelledRounds, request: dict[str, Any]) -> Any:
     seed=st.integers(0, 255),
     requests=st.lists(REQUESTS, min_size=1, max_size=6),
     retract=st.integers(0, 4),
+    overlap=st.booleans(),
 )
 def test_any_mix_of_policies_gives_the_references_tokens(
-    kind: str, seed: int, requests: list[dict[str, Any]], retract: int
+    kind: str, seed: int, requests: list[dict[str, Any]], retract: int, overlap: bool
 ) -> None:
     logits_of = model(kind, seed)
-    rounds = ModelledRounds(logits_of, CHECKPOINT, vocab=VOCAB)
+    rounds = ModelledRounds(logits_of, CHECKPOINT, vocab=VOCAB, overlap=overlap)
     rng = random.Random(seed)
     asked = [(submit(rounds, request), request) for request in requests]
     turn = 0
