@@ -1,4 +1,4 @@
-"""All measurements, one after the other: `python -m benchmarks`, about two hours on two cores.
+"""All measurements, one after the other: `python -m benchmarks`, about three hours on two cores.
 
 Writes the checkpoints once, into build/checkpoints, and the reports into benchmarks/results.
 """
@@ -34,6 +34,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("benchmarks.grammar",),
     ("benchmarks.head",),
     ("benchmarks.policies",),
+    ("benchmarks.autowidth",),
 )
 
 

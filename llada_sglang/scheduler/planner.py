@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-REACH = 3.0
-"""How many times as many positions as its last known step resolved a step may resolve, as far as
-the planner is concerned; see `may_resolve`."""
+REACH = 2.0
+"""How many times as many positions as any other step of late a step may resolve, as far as the
+planner is concerned; see `may_resolve`."""
 
 
 class Plannable(Protocol):
@@ -87,12 +87,13 @@ def may_resolve(masks: int, *, least: int, pace: int, reach: float = REACH) -> b
     a forward its share of the arithmetic, the head at all of its positions, and, in a small batch
     of a mixture of experts, experts that no other row reads. So it rides only with a block that
     may be done: whose masks, as far as known, are at most what the step has to unmask, or `reach`
-    times what the last known step of the request did. 0 takes one along only where the schedule
+    times what the best of the steps before it did. 0 takes one along only where the schedule
     resolves the block, infinity always. Either way the text is the same.
 
-    masks: masked positions before the step; least: how many it has to unmask; pace: how many the
-    request's step before it did, 0 where there was none.
+    masks: masked positions before the step; least: how many it has to unmask; pace: the most that
+    a known step of this block or the one before it did.
     """
+    # Not 0 times infinity, which is nothing to compare with.
     return masks <= max(least, reach * max(pace, 1))
 
 

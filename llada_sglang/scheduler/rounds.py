@@ -296,6 +296,7 @@ class Rounds(Running):
                 self._note(one, canvas, result.details[index])
             one.persisted = not one.masks and np.array_equal(one.canvas, canvas)
             one.gained = one.masks - masks[index]
+            one.most = max(one.most, one.gained)
             one.canvas = canvas
             one.masks = masks[index]
             one.settled = settled[index]
@@ -307,7 +308,6 @@ class Rounds(Running):
         for state in live:
             first = state.flight[0]
             state.record.denoise_forwards += 1
-            state.pace = first.gained
             if failed and id(state) in failed:
                 self._fail(state, failed[id(state)])
             elif first.settled or state.shows or state.walks or len(state.flight) > 1:

@@ -215,6 +215,7 @@ class Running:
                 state.flight.append(self._fresh(state, one.start + self.block))
             self._drop(state, one)
             del state.flight[0]
+            state.pace = one.most
             return True
         return False
 

@@ -86,10 +86,10 @@ class ActiveBlock:
     start: absolute position of its first token. canvas: int64 [block], a mirror of the device's
     with MASKED at masked positions. masks: how many of them. step: steps whose result is known;
     forced: those in which something had to be unmasked. pending: steps under way, 1 at most.
-    settled: no further step is needed, though an earlier block may have to come first. Of the last
-    known step: gained, the positions it resolved; persisted, whether its forward had the final
-    tokens as its input, so that its K/V are the block's. held: whether a running request still has
-    it; what comes in for one that is not is nobody's.
+    settled: no further step is needed, though an earlier block may have to come first. gained: the
+    positions that the last known step resolved; most: the most that one did. persisted: whether
+    the last known forward had the final tokens as its input, so that its K/V are the block's. held:
+    whether a running request still has it; what comes in for one that is not is nobody's.
     state_row: where the policy's tensors of this block are; saved_state: the tensors themselves
     while the request is retracted.
     """
@@ -102,6 +102,7 @@ class ActiveBlock:
     pending: int = 0
     settled: bool = False
     gained: int = 0
+    most: int = 0
     persisted: bool = False
     held: bool = True
     details: BlockDetails | None = None
@@ -130,11 +131,11 @@ class BlockState:
     first generated position and the first one past the budget. flight: the blocks in flight,
     consecutive, never empty; tokens are final in front of the first. gated: the block behind them
     where it is under way before it is known whether the one in flight is resolved; it counts if
-    it was. pace: positions that the last known step resolved. prompt_front: `front` at admission;
-    final blocks below it are prefill rows, those above it commit rows. order: admission order, for
-    retraction. published: whether the prompt's blocks were shown to the tree. denoises: whether it
-    wants text at all. shows: whether its stream shows unresolved blocks; walks: whether its text is
-    looked at after every step and not only when a block has settled.
+    it was. pace: the most that a step of the block before these resolved, 0 for none. prompt_front:
+    `front` at admission; final blocks below it are prefill rows, those above it commit rows. order:
+    admission order, for retraction. published: whether the prompt's blocks were shown to the tree.
+    denoises: whether it wants text at all. shows: whether its stream shows unresolved blocks;
+    walks: whether its text is looked at after every step and not only when a block has settled.
     """
 
     req: Req
@@ -186,7 +187,9 @@ class BlockState:
         """Whether the step under way may resolve the only block in flight; see the planner."""
         one, schedule = self.flight[0], self.record.schedule
         least = schedule[min(one.forced, len(schedule) - 1)]
-        return may_resolve(one.masks, least=least, pace=self.pace, reach=reach)
+        # Of a request that has taken no step yet everything is to be expected.
+        pace = max(one.most, self.pace) or one.canvas.size
+        return may_resolve(one.masks, least=least, pace=pace, reach=reach)
 
     def rows(self, count: int) -> list[ActiveRow]:
         """The first `count` of these as rows of the next forward."""

@@ -86,6 +86,8 @@ class InProcessEngine:
         self.scheduler.ipc_channels = replace(
             self.scheduler.ipc_channels, send_to_tokenizer=self.collector
         )
+        # On a CPU an idle turn sleeps until a socket wakes it or a second is over.
+        self.scheduler.idle_sleeper = None
         self.tokenizer = self.scheduler.tokenizer
         self._ids = itertools.count()
 

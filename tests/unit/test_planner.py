@@ -127,10 +127,8 @@ def test_prompts_beside_running_requests_are_cut_to_the_prefill_budget():
         (1, 1, 0, 3.0, True),  # the schedule resolves the block
         (2, 1, 0, 0.0, False),
         (32, 32, 0, 0.0, True),
-        (6, 1, 2, 3.0, True),  # three times what the last step did, and no more
+        (6, 1, 2, 3.0, True),  # three times what the best step did, and no more
         (7, 1, 2, 3.0, False),
-        (3, 1, 0, 3.0, True),  # no step is known yet: as if it had resolved one
-        (4, 1, 0, 3.0, False),
         (32, 1, 0, float("inf"), True),
     ],
 )

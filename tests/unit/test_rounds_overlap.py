@@ -58,7 +58,7 @@ def requests(custom: Any) -> Any:
     )
 
 
-REACHES = st.sampled_from([0.0, 1.0, 3.0, float("inf")])
+REACHES = st.sampled_from([0.0, 1.0, 2.0, float("inf")])
 
 
 def check(rounds: ModelledRounds, logits_of: Any, got: Any, request: dict[str, Any]) -> None:
