@@ -17,9 +17,8 @@ from llada_sglang.attention.paged_plan import (
     TILED_PREFIX_MIN,
     PagedPlan,
     RowBatch,
-    TilePlan,
+    Tiling,
     blocks_per_tile,
-    plan_tiles,
     upload,
 )
 
@@ -69,28 +68,19 @@ class FA3Rows:
         self._max_pages = -(-max_context // page_size)
         self._kernel = kernel
         self._merge = merge
-        self._tile = blocks_per_tile(query_heads, kv_heads, block) if tile is None else tile
-        self._min_prefix = min_prefix
+        self.tiling = Tiling(
+            block=block,
+            page_size=page_size,
+            tile=blocks_per_tile(query_heads, kv_heads, block) if tile is None else tile,
+            min_prefix=min_prefix,
+        )
         self._prefix: PagedSegments | None = None
         self._tokens: Tensor | None = None
-
-    def tiles(self, batch: RowBatch) -> TilePlan | None:
-        """The tiles of a forward; None where it has none, or does not name its requests."""
-        if batch.request_ids is None:
-            return None
-        return plan_tiles(
-            batch.request_ids,
-            batch.kv_lens_host,
-            block=self.block,
-            page_size=self._page_size,
-            tile=self._tile,
-            min_prefix=self._min_prefix,
-        )
 
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""
         self._prefix = self._tokens = None
-        tiles = self.tiles(batch)
+        tiles = self.tiling.of(batch)
         if tiles is not None:
             self._prefix = self._segments(tiles.prefix, batch.requests)
             self._rows = self._segments(tiles.tails, batch.requests)

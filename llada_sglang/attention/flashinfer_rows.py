@@ -22,10 +22,9 @@ from llada_sglang.attention.paged_plan import (
     TILED_PREFIX_MIN,
     PagedPlan,
     RowBatch,
-    TilePlan,
+    Tiling,
     blocks_per_tile,
     plan_rows,
-    plan_tiles,
     segment_ints,
     segment_views,
     upload,
@@ -59,8 +58,12 @@ class FlashInferRows:
         self._workspace = workspace
         self._device = workspace.device
         self._max_pages = -(-max_context // page_size)
-        self._tile = blocks_per_tile(heads.query, heads.kv, block) if tile is None else tile
-        self._min_prefix = min_prefix
+        self.tiling = Tiling(
+            block=block,
+            page_size=page_size,
+            tile=blocks_per_tile(heads.query, heads.kv, block) if tile is None else tile,
+            min_prefix=min_prefix,
+        )
         self._merge = merge
         self._module = get_batch_prefill_module(
             TEMPLATE, heads.q_dtype, heads.kv_dtype, heads.q_dtype, torch.int32,
@@ -74,23 +77,10 @@ class FlashInferRows:
         self._graphs: dict[int, RowPrefillWrapper] = {}
         self._current = self._rows
 
-    def tiles(self, batch: RowBatch) -> TilePlan | None:
-        """The tiles of a forward; None where it has none, or does not name its requests."""
-        if batch.request_ids is None:
-            return None
-        return plan_tiles(
-            batch.request_ids,
-            batch.kv_lens_host,
-            block=self.block,
-            page_size=self._page_size,
-            tile=self._tile,
-            min_prefix=self._min_prefix,
-        )
-
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""
         self._current, self._tokens = self._rows, None
-        tiles = self.tiles(batch)
+        tiles = self.tiling.of(batch)
         if tiles is None:
             plan = plan_rows(batch.kv_lens_host, block=self.block, page_size=self._page_size)
             self._load(self._rows, plan, batch.requests)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
-from llada_sglang.attention.paged_plan import RowBatch, TilePlan
+from llada_sglang.attention.paged_plan import RowBatch, Tiling
 
 ROW_REQUESTS = "row_requests"
 """Key of `ForwardBatch.model_specific_states`: req_pool_indices as a list, for tiled prefill."""
@@ -19,7 +20,8 @@ class Rows(Protocol):
 
     block: int
 
-    def tiles(self, batch: RowBatch) -> TilePlan | None: ...
+    @property
+    def tiling(self) -> Tiling | None: ...
 
     def plan(self, batch: RowBatch) -> None: ...
 
@@ -81,7 +83,10 @@ class BlockRowForwards:
 
     def prefers_eager(self, forward_batch: Any) -> bool:
         """Whether rows of one prompt share a prefix worth a tile, which no graph's plan has."""
-        return self._rows.tiles(row_batch(forward_batch, self._rows.block)) is not None
+        rows = self._rows
+        if rows.tiling is None:
+            return False
+        return rows.tiling.of(row_batch(forward_batch, rows.block)) is not None
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """Nothing: what a graph reads is written before it is replayed."""
@@ -112,9 +117,9 @@ class BlockRowForwards:
         query = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
         return self._attend(query, layer).reshape(query.shape[0], -1)
 
+    @abstractmethod
     def _attend(self, query: Tensor, layer: Any) -> Tensor:
         """query: [tokens, heads, dim]. Returns [tokens, heads, value dim]."""
-        raise NotImplementedError
 
 
 def row_batch(forward_batch: Any, block: int) -> RowBatch:

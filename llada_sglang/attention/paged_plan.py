@@ -180,6 +180,29 @@ def plan_tiles(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """When rows of a forward share a pass over their prefix; fields as `plan_tiles` takes them."""
+
+    block: int
+    page_size: int
+    tile: int
+    min_prefix: int = TILED_PREFIX_MIN
+
+    def of(self, batch: RowBatch) -> TilePlan | None:
+        """The tiles of a forward; None where it has none, or does not name its requests."""
+        if batch.request_ids is None:
+            return None
+        return plan_tiles(
+            batch.request_ids,
+            batch.kv_lens_host,
+            block=self.block,
+            page_size=self.page_size,
+            tile=self.tile,
+            min_prefix=self.min_prefix,
+        )
+
+
 def upload(
     plan: PagedPlan, page_size: int, device: torch.device, into: Tensor | None = None
 ) -> DeviceSegments:

@@ -37,14 +37,12 @@ class TritonRows:
     ) -> None:
         """kernel: `extend_attention_fwd_unified` of the host."""
         self.block = block
+        self.tiling = None  # the host's kernel returns no log-sum-exp to merge tiles by
         self._req_to_token = req_to_token
         self._device = req_to_token.device
         self._page_size = page_size
         self._max_context = max_context
         self._kernel = kernel
-
-    def tiles(self, batch: RowBatch) -> None:
-        """None: the host's kernel returns no log-sum-exp to merge tiles by."""
 
     def plan(self, batch: RowBatch) -> None:
         """Plan an eager forward; the layers' `attend` calls follow."""

@@ -7,6 +7,7 @@ the candidates of the block's masked positions by their place in the block, from
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -85,16 +86,16 @@ def entropy(logits: Tensor) -> int:
     return round(float(torch.special.entr(logits.double().softmax(-1)).sum()) * 2**14)
 
 
-class Policy:
+class Policy(ABC):
     """A policy at work on one block."""
 
     def adjust(self, at: int, logits: Tensor) -> Tensor:
         """The logits [vocab] of a masked place as the choice shall see them; called every step."""
         return logits
 
+    @abstractmethod
     def propose(self, found: Candidates, *, forced: bool) -> list[int]:
         """The set H of masked places."""
-        raise NotImplementedError
 
     def take(self, found: Candidates, *, least: int, forced: bool) -> list[int]:
         """The places to unmask: H, or the best `least` where H has fewer."""
