@@ -7,8 +7,8 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .tools/bin/uv)
-# Test files are shared by two workers, a thread each: most of the time is servers starting.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Two workers, a thread each: most of the time is processes of the host importing their modules.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 STAMP  := $(VENV)/.setup-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
 .PHONY: setup demo lint types unit engine test format clean distclean
@@ -36,10 +36,10 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(PYTEST) tests/unit
+	$(PYTEST) --dist loadfile tests/unit
 
 engine: setup
-	$(PYTEST) tests/engine
+	$(PYTEST) --dist loadgroup tests/engine
 
 test: lint types unit engine
 

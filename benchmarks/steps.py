@@ -93,7 +93,7 @@ def _instrument(engine: str, scheduler: Any) -> Clock:
     if engine == OURS:
         from llada_sglang.scheduler import runner
 
-        clock.wrap(scheduler.rounds.runner.chooser, "_head", "lm_head and statistics")
+        clock.wrap(scheduler.rounds.runner.head, "leading", "lm_head and statistics")
         clock.wrap(runner, "update_rows", "policy")
         clock.wrap(runner, "settled_rows", "policy")
         clock.wrap(runner, "threshold_update", "policy")

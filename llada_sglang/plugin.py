@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from types import TracebackType
 
@@ -39,7 +40,29 @@ def platform() -> str | None:
     """
     from llada_sglang.platform.detect import accelerator
 
-    return None if accelerator() else "llada_sglang.platform.cpu:CpuPlatform"
+    if accelerator():
+        return None
+    _leave_flashinfer_out()
+    return "llada_sglang.platform.cpu:CpuPlatform"
+
+
+def _leave_flashinfer_out() -> None:
+    """Let the host's processes do without FlashInfer, which serves GPUs only.
+
+    The host imports it for fp4 quantisation wherever it is installed (layers.quantization.
+    fp4_utils), CUTLASS and all, which is a fifth of what each of its processes imports, and goes
+    on without it where it is not. A program that uses the host as a library may want it.
+    """
+    if _is_hosts_command() or multiprocessing.parent_process() is not None:
+        sys.modules.setdefault("flashinfer", None)  # type: ignore[arg-type]
+
+
+def _is_hosts_command() -> bool:
+    """Whether `python -m sglang.launch_server` or `sglang` is what runs."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    file = str(getattr(main, "__file__", ""))
+    return (spec is not None and spec.name == "sglang.launch_server") or file.endswith("/sglang")
 
 
 def _shorten_errors() -> None:
@@ -50,10 +73,7 @@ def _shorten_errors() -> None:
     """
     from llada_sglang.errors import LLaDAError
 
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    file = str(getattr(main, "__file__", ""))
-    if not (spec and spec.name == "sglang.launch_server") and not file.endswith("/sglang"):
+    if not _is_hosts_command():
         return
     previous = sys.excepthook
 

@@ -43,26 +43,25 @@ class Penalties:
 def penalize(
     logits: Tensor, penalties: Penalties, tokens: Tensor, resolved: Tensor, text_start: int
 ) -> None:
-    """Apply the penalties of one request to its logits, in place.
+    """Apply what depends on the tokens so far to the logits of one request, in place.
 
     logits: float32 [positions, vocab]. tokens: int64 [length], the request's tokens from position
     0 on; resolved: bool [length], which of them count. text_start: where its output begins.
-    Order as in SGLang: repetition, then frequency and presence, then the bias.
+    Order as in SGLang: repetition, then frequency and presence; `add_bias` comes last.
     """
-    if penalties.counts:
-        # Scattering weights instead of selecting tokens keeps the shapes, and the host, out of it.
-        seen = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
-        weight = resolved.to(logits.dtype)
-        count = seen.scatter_add(0, tokens[text_start:], weight[text_start:])
-        if penalties.repetition != 1.0:
-            seen = seen.scatter_add(0, tokens, weight)
-            scaled = torch.where(
-                logits > 0, logits / penalties.repetition, logits * penalties.repetition
-            )
-            logits.copy_(torch.where(seen > 0, scaled, logits))
-        logits -= penalties.frequency * count + penalties.presence * (count > 0)
-    if penalties.bias:
-        ids, values = zip(*penalties.bias, strict=True)
-        logits[:, torch.tensor(ids, device=logits.device)] += torch.tensor(
-            values, dtype=logits.dtype, device=logits.device
+    # Scattering weights instead of selecting tokens keeps the shapes, and the host, out of it.
+    seen = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    weight = resolved.to(logits.dtype)
+    count = seen.scatter_add(0, tokens[text_start:], weight[text_start:])
+    if penalties.repetition != 1.0:
+        seen = seen.scatter_add(0, tokens, weight)
+        scaled = torch.where(
+            logits > 0, logits / penalties.repetition, logits * penalties.repetition
         )
+        logits.copy_(torch.where(seen > 0, scaled, logits))
+    logits -= penalties.frequency * count + penalties.presence * (count > 0)
+
+
+def add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    """Add `values` [n] to the logits [positions, vocab] of the token ids [n], in place."""
+    logits[:, ids] += values.to(logits.dtype)

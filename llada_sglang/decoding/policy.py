@@ -153,6 +153,10 @@ class Policy(ABC):
         """The tensors kept of every block in flight."""
         return {}
 
+    def verifies(self, values: Mapping[str, Any]) -> bool:
+        """Whether a request's blocks take one more step, or several, once no mask is left."""
+        return False
+
     def reads_logits(self, values: Mapping[str, Any]) -> bool:
         """Whether `read` has to be called for a request."""
         return False
@@ -200,7 +204,10 @@ class UnmaskingPolicy(Policy):
 
 
 class EditingPolicy(Policy):
-    """A rule that also revises tokens; it says itself when a block is finished."""
+    """A rule that also revises tokens; it says itself when a block is finished.
+
+    A block that is finished is not shown to it again, or what it makes of it is dropped.
+    """
 
     edits = True
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 FILTER_WIDTH = 4096
-"""Filters look at this many of the most probable tokens before they sort the whole vocabulary."""
+"""On a CPU filters look at this many of the most probable tokens before they sort all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,25 @@ def _filter(probability: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     vocab = probability.shape[1]
     if sampling.top_k >= vocab:
         sampling = replace(sampling, top_k=0)
-    width = min(vocab, max(FILTER_WIDTH, 2 * sampling.top_k))
-    ids, kept, complete = _cut(probability, sampling, width)
-    if not complete:
-        ids, kept, _ = _cut(probability, sampling, vocab)
+    width = vocab
+    if _can_look(probability):
+        width = min(vocab, max(FILTER_WIDTH, 2 * sampling.top_k))
+    ids, kept, floor = _cut(probability, sampling, width)
+    if width < vocab:
+        least = torch.where(kept > 0.0, kept, 1.0).amin(dim=-1, keepdim=True)
+        if not (least > floor).all():
+            ids, kept, _ = _cut(probability, sampling, vocab)
     return ids, kept
 
 
-def _cut(probability: Tensor, sampling: Sampling, width: int) -> tuple[Tensor, Tensor, bool]:
+def _can_look(values: Tensor) -> bool:
+    """Whether a branch may depend on them: on an accelerator the host would wait for it, and the
+    next step is launched before this one has run."""
+    return values.device.type == "cpu"
+
+
+def _cut(probability: Tensor, sampling: Sampling, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`_filter` among the `width` most probable; also what the rest is at most, [positions, 1]."""
     vocab = probability.shape[1]
     if width < vocab:
         # topk names any of several equals; what ties with its last one is not decided here.
@@ -127,6 +138,4 @@ def _cut(probability: Tensor, sampling: Sampling, width: int) -> tuple[Tensor, T
         kept = torch.where(before < sampling.top_p * mass, kept, 0.0)
     if sampling.min_p > 0.0:
         kept = torch.where(kept >= sampling.min_p * kept[:, :1], kept, 0.0)
-    least = torch.where(kept > 0.0, kept, 1.0).amin(dim=-1, keepdim=True)
-    complete = width == vocab or bool((least > floor).all())
-    return ids, kept, complete
+    return ids, kept, floor

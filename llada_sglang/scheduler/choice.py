@@ -9,28 +9,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llada_sglang.decoding.penalties import penalize
+from llada_sglang.decoding.penalties import add_bias, penalize
 from llada_sglang.decoding.policy import RowView
 from llada_sglang.decoding.sampling import draw, uniform
 from llada_sglang.decoding.statistics import ShardStatistics, combine_shards
 from llada_sglang.kernels import vocab_statistics
-from llada_sglang.kernels.head_statistics import head_statistics
 from llada_sglang.scheduler.grammar import illegal_json_ids, walk
 from llada_sglang.scheduler.state import MASKED
 from llada_sglang.scheduler.transfer import upload
 
 if TYPE_CHECKING:
-    from sglang.srt.distributed.parallel_state import GroupCoordinator
-
     from llada_sglang.decoding.sampling import Sampling
-    from llada_sglang.graphs.head import HeadGraphs
     from llada_sglang.scheduler.canvas import CanvasTable
+    from llada_sglang.scheduler.head import Head
     from llada_sglang.scheduler.state import ActiveRow, BlockState
 
 logger = logging.getLogger(__name__)
@@ -38,11 +35,6 @@ logger = logging.getLogger(__name__)
 FORBIDDEN = -1e30
 """Logit of a stop id before min_new_tokens: finite, so that it can still be chosen where a grammar
 allows nothing else."""
-
-CPU_HEAD_BYTES = 64 << 20
-DEVICE_HEAD_BYTES = 1 << 30
-"""Most bytes of logits alive at once; a wider head is run in chunks of positions. Each chunk
-reads the head's weights again, which a cache forgives and an accelerator's memory does not."""
 
 
 @dataclass(slots=True)
@@ -65,18 +57,13 @@ class Choice:
 
 
 class Chooser:
-    """The head and what becomes of its logits.
+    """What becomes of a step's hidden states."""
 
-    model: offers `head_logits`, `plain_head` and `vocab_shard_range`.
-    """
-
-    def __init__(self, *, model: Any, table: CanvasTable, tp_group: GroupCoordinator) -> None:
-        self.model = model
+    def __init__(self, *, head: Head, table: CanvasTable) -> None:
+        self.head = head
         self.table = table
-        self.tp_group = tp_group
         self.block = table.block
         self.device = table.device
-        self.graphs: HeadGraphs | None = None
         self._illegal_json_ids: Tensor | None = None
 
     def choose(self, hidden: Tensor, active: Sequence[ActiveRow]) -> Choice:
@@ -109,7 +96,7 @@ class Chooser:
         where = np.flatnonzero(plain)
         if where.size:
             flat = upload(where, self.device)
-            found, certain = self._head(hidden, flat)
+            found, certain = self.head.leading(hidden, flat)
             choice.candidate.view(-1)[flat] = found
             choice.confidence.view(-1)[flat] = certain
         if general:
@@ -125,34 +112,17 @@ class Chooser:
         self, hidden: Tensor, wanted: np.ndarray, rows: Sequence[int]
     ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
         """Yield (row, its wanted columns, their logits float32 [columns, vocab]) row by row."""
-        start, end = self.model.vocab_shard_range()
         columns = {row: np.flatnonzero(wanted[row]) for row in rows}
-        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
         # Several rows share a product with the head as long as their logits fit.
-        budget = max(self.block, most // (4 * (end - start) * self.tp_group.world_size))
+        budget = max(self.block, self.head.positions_in_full)
         for chunk in _chunks(rows, [columns[row].size for row in rows], budget):
             where = np.concatenate([row * self.block + columns[row] for row in chunk])
-            picked = hidden[upload(where, self.device)]
-            logits = self._gather_logits(self.model.head_logits(picked).float())
-            logits[:, self.table.mask_id] = -torch.inf
-            # One NaN must not decide a block, nor +inf turn a softmax into NaN.
-            limit = torch.finfo(torch.float32).max
-            logits = logits.nan_to_num(nan=-torch.inf, posinf=limit, neginf=-torch.inf)
+            logits = self.head.logits(hidden[upload(where, self.device)])
             begin = 0
             for row in chunk:
                 size = columns[row].size
                 yield row, columns[row], logits[begin : begin + size]
                 begin += size
-
-    def _gather_logits(self, local: Tensor) -> Tensor:
-        """The logits of all vocabulary shards, float32 [positions, vocab]."""
-        if self.tp_group.world_size == 1:
-            return local
-        # Shards differ in width where the vocabulary does not divide; collectives want equals.
-        width = self.model.lm_head.num_embeddings_per_partition
-        padded = torch.nn.functional.pad(local, (0, width - local.shape[1]), value=-torch.inf)
-        gathered = self.tp_group.all_gather(padded.contiguous(), dim=-1)
-        return gathered[:, : self.model.config.vocab_size].contiguous()
 
     def _choose_row(
         self,
@@ -166,7 +136,7 @@ class Chooser:
         state, one = active.state, active.block
         table, options, params = self.table, state.record.options, state.record.params
         policy = params.policy
-        if options.penalties.any:
+        if options.penalties.counts:
             end = max(state.flight[-1].start, one.start) + self.block
             slot = state.slot
             penalize(
@@ -176,6 +146,9 @@ class Chooser:
                 ~table.masked[slot, :end],
                 state.text_start,
             )
+        if options.penalties.bias:
+            ids, values = map(np.array, zip(*options.penalties.bias, strict=True))
+            add_bias(logits, upload(ids, self.device), upload(values, self.device))
         early = int((columns + one.start < state.text_start + options.min_new_tokens).sum())
         # One id after the other: a list of them would have to be copied to the device first.
         if early:
@@ -263,7 +236,7 @@ class Chooser:
 
     def _illegal_json(self, state: BlockState) -> Tensor:
         if self._illegal_json_ids is None:
-            found = illegal_json_ids(state.req.tokenizer, self.model.config.vocab_size)
+            found = illegal_json_ids(state.req.tokenizer, self.head.vocab_size)
             self._illegal_json_ids = torch.tensor(found, dtype=torch.int64, device=self.device)
         return self._illegal_json_ids
 
@@ -299,48 +272,6 @@ class Chooser:
             ids = upload(np.array(options.logprob_ids), self.device)
             found["id_values"] = spread(scores[:, ids])
         return found
-
-    def _head(self, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidate and confidence at the masked positions `where` of `hidden`."""
-        if self.graphs is not None and self.graphs.covers(hidden):
-            return self.graphs.run(hidden, where)
-        start, end = self.model.vocab_shard_range()
-        weight = self.model.plain_head() if self.device.type == "cpu" else None
-        if weight is not None:
-            local = head_statistics(
-                hidden[where].to(weight.dtype),
-                weight,
-                vocab_start=start,
-                mask_id=self.table.mask_id,
-            )
-            return self.combine(local)
-        most = CPU_HEAD_BYTES if self.device.type == "cpu" else DEVICE_HEAD_BYTES
-        chunk = max(1, most // (4 * (end - start)))
-        parts = [self.statistics(hidden[rows]) for rows in where.split(chunk)]
-        return self.combine(
-            ShardStatistics(*(torch.cat(field) for field in zip(*parts, strict=True)))
-        )
-
-    def statistics(self, hidden: Tensor) -> ShardStatistics:
-        """Statistics of this rank's part of the vocabulary. hidden: [positions, hidden]."""
-        start, _ = self.model.vocab_shard_range()
-        return vocab_statistics(
-            self.model.head_logits(hidden), vocab_start=start, mask_id=self.table.mask_id
-        )
-
-    def combine(self, local: ShardStatistics) -> tuple[Tensor, Tensor]:
-        """Candidate and confidence from the statistics of all ranks; `local` are this one's."""
-        return combine_shards(self._gather(local))
-
-    def _gather(self, local: ShardStatistics) -> ShardStatistics:
-        """Stack the statistics of all vocabulary shards: three numbers per position."""
-        if self.tp_group.world_size == 1:
-            return ShardStatistics(*(field[None] for field in local))
-        # Token ids are exact in float64, so that one collective carries everything.
-        packed = torch.stack([field.double() for field in local])
-        shards = self.tp_group.all_gather(packed[None], dim=0)
-        maximum, token, sum_exp = shards.unbind(dim=1)
-        return ShardStatistics(maximum.float(), token.long(), sum_exp.float())
 
 
 def _chunks(rows: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -6,11 +6,12 @@ step old, and the texts are the same:
 
 - Step numbers, schedules and noise depend on how many steps a block has had, which is known.
 - Unmasking policies take nothing back. A stale mask is one too many at worst; the device's own
-  masks decide what is written.
+  masks decide what is written. Editing policies are asked about all of a block; the device
+  remembers which blocks they have finished, and leaves these alone.
 - A block that the step under way resolves has a row in the next forward all the same. Its input is
   final by then, so that this row is its commit.
 - The block behind it may ride in that forward too, as a *gated* row: one that changes nothing
-  unless the block in front held no mask when the forward began. So no step is lost.
+  unless the block in front was finished when the forward began. So no step is lost.
 - A row of a request that ended, or one whose gate turns out to have been closed, is nobody's:
   results name blocks, not places, and a block that is not held any more takes none.
 
@@ -27,47 +28,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llada_sglang.scheduler.details import BlockDetails
 from llada_sglang.scheduler.load import Load, Work
+from llada_sglang.scheduler.outcomes import Outcomes, Step
 from llada_sglang.scheduler.planner import RowSpan, plan_rows
 from llada_sglang.scheduler.runner import FinalRows
-from llada_sglang.scheduler.running import Limits, Running
-from llada_sglang.scheduler.state import (
-    MASKED,
-    ActiveBlock,
-    ActiveRow,
-    BlockState,
-    Provisional,
-)
-from llada_sglang.scheduler.tally import Tally
+from llada_sglang.scheduler.state import ActiveRow, BlockState
 
 if TYPE_CHECKING:
-    from llada_sglang.scheduler.runner import BlockRunner, Launched, StepResult
+    from llada_sglang.scheduler.runner import BlockRunner
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 """A lookahead that follows the load."""
 
-__all__ = ["AUTO", "Limits", "Rounds", "Tally"]
-
-
-@dataclass(slots=True)
-class _Step:
-    """A forward the device was given.
-
-    launched: its report on the way, None where no row denoises. active: its denoise rows, in the
-    order of the report; those of one request are neighbours. commit_rows: how many of its rows
-    persist blocks that were resolved, as far as known.
-    """
-
-    launched: Launched | None
-    active: list[ActiveRow]
-    commit_rows: int
-
 
 @dataclass(kw_only=True)
-class Rounds(Running):
+class Rounds(Outcomes):
     """Steps of the running requests.
 
     agree: turns a number of this rank's into the same one on all ranks that run these rounds.
@@ -79,7 +56,6 @@ class Rounds(Running):
     agree: Callable[[int], int] = int
     overlap: bool = False
     load: Load = field(default_factory=Load)
-    _under_way: _Step | None = None
 
     @property
     def idle(self) -> bool:
@@ -231,7 +207,7 @@ class Rounds(Running):
             ):
                 state.gated = self._fresh(state, begin)
 
-    def _launch(self, spans: Sequence[RowSpan]) -> _Step:
+    def _launch(self, spans: Sequence[RowSpan]) -> Step:
         """Give the device a forward, and count its final rows as persisted."""
         block, tally = self.block, self.tally
         finals: list[FinalRows] = []
@@ -264,103 +240,7 @@ class Rounds(Running):
         tally.prefill_forwards += prefills > 0
         tally.commit_rows += commits
         tally.commit_forwards += commits > 0
-        return _Step(launched, active, commits)
-
-    @staticmethod
-    def _count_committed(state: BlockState, end: int) -> None:
-        state.committed = end
-        state.req.kv.kv_committed_len = end
-
-    def _take(self, step: _Step, result: StepResult | None = None) -> None:
-        """Act on the result of a forward, waiting for it where it is not given."""
-        if step.launched is None:
-            return
-        if result is None:
-            result = step.launched.result()
-        canvases, settled = list(result.canvas), result.settled.tolist()
-        masks = (result.canvas == MASKED).sum(axis=1).tolist()
-        denoised = 0
-        live: list[BlockState] = []
-        for index, (state, one, _, least, _) in enumerate(step.active):
-            if not one.held:
-                continue
-            denoised += 1
-            one.pending -= 1
-            if not live or live[-1] is not state:
-                live.append(state)
-            if one.settled:  # it was a row for its K/V only
-                one.gained, one.persisted = 0, not one.masks
-                continue
-            canvas = canvases[index]
-            if index in result.details:
-                self._note(one, canvas, result.details[index])
-            one.persisted = not one.masks and np.array_equal(one.canvas, canvas)
-            one.gained = one.masks - masks[index]
-            one.most = max(one.most, one.gained)
-            one.canvas = canvas
-            one.masks = masks[index]
-            one.settled = settled[index]
-            one.step += 1
-            one.forced += least > 0
-        self.tally.denoise_rows += denoised
-        self.tally.denoise_forwards += denoised > 0
-        failed = {id(step.active[index].state): why for index, why in result.failed.items()}
-        for state in live:
-            first = state.flight[0]
-            state.record.denoise_forwards += 1
-            if failed and id(state) in failed:
-                self._fail(state, failed[id(state)])
-            elif first.settled or state.shows or state.walks or len(state.flight) > 1:
-                self._act(state)
-            if state.gated is not None:
-                self._drop_gated(state)
-
-    def _act(self, state: BlockState) -> None:
-        """Act on what a step made of a request: show, emit, roll on, end."""
-        first = state.flight[0]
-        if state.shows:
-            canvas = np.concatenate([one.canvas for one in state.flight])
-            state.record.provisional = Provisional(state.front, first.step, canvas)
-            self.changed[id(state.req)] = state.req
-        self._cut_behind_stops(state)
-        persisted = first.persisted
-        while (first.settled or state.walks) and self._emit(state):
-            if first.pending and self._under_way is not None:
-                # The step under way has the block's final tokens as its input.
-                self._count_late_commit(self._under_way)
-                persisted = True
-            if persisted:
-                self._count_committed(state, first.start + self.block)
-                persisted = False
-            first = state.flight[0]
-            if first.step == 0:
-                break
-
-    def _count_late_commit(self, step: _Step) -> None:
-        self.tally.commit_rows += 1
-        self.tally.commit_forwards += step.commit_rows == 0
-        step.commit_rows += 1
-
-    def _cut_behind_stops(self, state: BlockState) -> None:
-        """Drop blocks in flight that can no longer be part of the text."""
-        for place, one in enumerate(state.flight[:-1]):
-            if one.settled and one.masks:
-                for dropped in state.flight[place + 1 :]:
-                    self._drop(state, dropped)
-                del state.flight[place + 1 :]
-                return
-
-    @staticmethod
-    def _note(one: ActiveBlock, canvas: np.ndarray, details: BlockDetails) -> None:
-        """Keep what the step says of the tokens it wrote."""
-        if one.details is None:
-            one.details = BlockDetails.like(details)
-        before = one.canvas
-        if details.source is not None:
-            before = np.where(details.source >= 0, before[details.source], MASKED)
-            one.details.move(details.source)
-        new = np.flatnonzero((canvas != MASKED) & (canvas != before))
-        one.details.take(new, details, one.step, details.source)
+        return Step(launched, active, commits)
 
 
 def _handed_out(states: Sequence[BlockState]) -> int:

@@ -22,6 +22,7 @@ from llada_sglang.kernels.threshold import CanvasTensors, threshold_update
 from llada_sglang.models.llada2 import HIDDEN_ONLY
 from llada_sglang.scheduler.choice import Choice, Chooser
 from llada_sglang.scheduler.details import BlockDetails
+from llada_sglang.scheduler.head import Head
 from llada_sglang.scheduler.state import MASKED, ActiveRow
 from llada_sglang.scheduler.transfer import Download, upload
 from llada_sglang.scheduler.update import Rows, update_rows
@@ -100,9 +101,12 @@ class BlockRunner:
     ) -> None:
         self.model_runner = model_runner
         self.table = table
-        self.chooser = Chooser(model=model_runner.model, table=table, tp_group=tp_group)
         self.block = table.block
         self.device = table.device
+        self.head = Head(
+            model=model_runner.model, mask_id=table.mask_id, device=self.device, tp_group=tp_group
+        )
+        self.chooser = Chooser(head=self.head, table=table)
         self._columns = torch.arange(self.block, device=self.device)
         # Of as many rows as a forward has had so far: what is the same in every forward.
         self._row_lens = torch.empty(0, dtype=torch.int32, device=self.device)
@@ -190,7 +194,7 @@ class BlockRunner:
         table = self.table
         slots, _, first, least = rows
         position = first[:, None] + self._columns
-        closed = self._closed_gates(slots, position, active)
+        closed = self._closed(slots, position, active)
         if _plain(choice, active):
             column = list(active[0].state.record.numbers).index("threshold")
             return threshold_update(
@@ -221,7 +225,7 @@ class BlockRunner:
             new_masked[row, columns] = False
         if closed is not None:
             new_canvas = torch.where(closed, canvas, new_canvas)
-            new_masked = new_masked | closed & masked
+            new_masked = torch.where(closed, masked, new_masked)
         table.tokens[where] = new_canvas
         table.masked[where] = new_masked
         settled = settled_rows(
@@ -234,6 +238,9 @@ class BlockRunner:
         )
         if updated.done is not None and updated.edits is not None:
             settled = torch.where(updated.edits, updated.done, settled)
+            new = settled if closed is None else settled & ~closed[:, 0]
+            at = (slots, first // self.block)
+            table.done[at] = table.done[at] | new
         for row, source in updated.source.items():
             if row in choice.details:
                 choice.details[row] |= {
@@ -243,20 +250,29 @@ class BlockRunner:
         shown = new_canvas.masked_fill(new_masked, MASKED)
         return torch.cat([shown, settled[:, None]], dim=1)
 
-    def _closed_gates(
+    def _closed(
         self, slots: Tensor, position: Tensor, active: Sequence[ActiveRow]
     ) -> Tensor | None:
-        """Which rows must not change anything, bool [rows, 1]; None where no row is gated.
+        """Which rows must not change anything, bool [rows, 1]; None where all of them may.
 
-        A gate is read before this step is written, so it is open if the block in front was
-        resolved when this step's forward began, and its row of this forward was its commit.
+        It is read before this step is written, so a gate is open if the block in front was
+        finished when this step's forward began, and its row of this forward was its commit. What
+        an editing policy has finished stays as it is: its last step may not be known yet.
         """
         gated = [row.gated for row in active]
-        if not any(gated):
+        edits = [row.state.record.policy.edits for row in active]
+        if not any(gated) and not any(edits):
             return None
-        # Of a first block this is the end of the row, and it has no gate.
-        in_front = self.table.masked[slots[:, None], position - self.block]
-        closed = in_front.any(dim=-1) & upload(np.array(gated), self.device)
+        table = self.table
+        # Of a first block what is in front is the end of the row, and it has no gate.
+        waits = table.masked[slots[:, None], position - self.block].any(dim=-1)
+        kinds = upload(np.array([gated, edits]), self.device)
+        if any(edits):
+            place = position[:, 0] // self.block
+            waits = torch.where(kinds[1], ~table.done[slots, place - 1], waits)
+            closed = kinds[0] & waits | kinds[1] & table.done[slots, place]
+        else:
+            closed = kinds[0] & waits
         return closed[:, None]
 
 

@@ -6,8 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from sglang.srt.distributed.parallel_state import get_tp_group
 from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.utils import GenerationBatchResult
@@ -17,13 +15,10 @@ from sglang.srt.observability.req_time_stats import set_time_batch
 from llada_sglang import env
 from llada_sglang.checkpoint import read_family
 from llada_sglang.errors import DecodeParamError
-from llada_sglang.graphs.setup import install as install_graphs
 from llada_sglang.scheduler import algorithm
-from llada_sglang.scheduler.canvas import CanvasTable
-from llada_sglang.scheduler.kv import BlockKV
+from llada_sglang.scheduler.assembly import assemble
 from llada_sglang.scheduler.options import TokenOptions
-from llada_sglang.scheduler.rounds import Limits, Rounds
-from llada_sglang.scheduler.runner import BlockRunner
+from llada_sglang.scheduler.rounds import Rounds
 from llada_sglang.scheduler.state import RequestRecord
 from llada_sglang.serving.metrics import DiffusionReporter
 from llada_sglang.serving.output import DiffusionOutputStreamer
@@ -31,9 +26,6 @@ from llada_sglang.serving.requests import RequestRules
 from llada_sglang.serving.rules import parse_decoding, server_decoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.managers.io_struct import PauseGenerationReqInput, TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
@@ -43,9 +35,6 @@ STEPS_PER_ROUND = 4
 
 GRAMMAR_POLL_SECONDS = 0.005
 """How long a turn waits for grammars to be compiled where there is nothing else to do."""
-
-CPU_PREFILL_ROWS = 8
-"""Prefill rows beside denoise rows where a forward is bound by compute, not by memory."""
 
 
 class DiffusionScheduler(Scheduler):
@@ -79,7 +68,7 @@ class DiffusionScheduler(Scheduler):
         )
 
     def _init_rounds(self) -> None:
-        config, runner, settings = self.dllm_config, self.tp_worker.model_runner, env.load()
+        config = self.dllm_config
         block = config.block_size
         if self.page_size != block:
             raise RuntimeError(f"page size {self.page_size} must equal the block size {block}")
@@ -88,53 +77,11 @@ class DiffusionScheduler(Scheduler):
             block_size=block,
             decoding=server_decoding(
                 read_family(self.server_args.model_path, revision=self.server_args.revision),
-                config.algorithm_config or parse_decoding(settings.decoding),
+                config.algorithm_config or parse_decoding(env.load().decoding),
             ),
         )
         self._seeds = np.random.default_rng(self.random_seed)
-        longest = min(self.model_config.context_len, self.max_total_num_tokens) // block * block
-        running = min(config.max_running_requests, self.max_running_requests)
-        table = CanvasTable(
-            slots=running,
-            width=longest + block,
-            block=block,
-            mask_id=config.mask_id,
-            device=self.device,
-        )
-        chunk = (self.chunked_prefill_size or self.max_prefill_tokens) // block
-        row_budget = max(chunk, 2 * running)
-        overlap = self.device != "cpu" if settings.overlap is None else settings.overlap
-        tp_group = get_tp_group()
-        block_runner = BlockRunner(model_runner=runner, table=table, tp_group=tp_group)
-        block_runner.chooser.graphs = install_graphs(
-            runner,
-            given=self.server_args,
-            block=block,
-            row_budget=row_budget,
-            statistics=block_runner.chooser.statistics,
-            combine=block_runner.chooser.combine,
-            tp_group=tp_group,
-            agree=_agreement(tp_group),
-        )
-        self.rounds = Rounds(
-            kv=BlockKV(
-                block=block,
-                req_to_token_pool=self.req_to_token_pool,
-                allocator=self.token_to_kv_pool_allocator,
-                tree_cache=self.tree_cache,
-            ),
-            table=table,
-            runner=block_runner,
-            limits=Limits(
-                max_running=running,
-                row_budget=row_budget,
-                prefill_budget=CPU_PREFILL_ROWS if self.device == "cpu" else row_budget,
-                max_position=longest,
-            ),
-            requeue=self._requeue_retracted,
-            agree=_agreement(get_tp_group()),
-            overlap=overlap,
-        )
+        self.rounds = assemble(self, requeue=self._requeue_retracted)
         self.running_batch = ScheduleBatch.init_new(
             [],
             self.req_to_token_pool,
@@ -322,16 +269,3 @@ class DiffusionScheduler(Scheduler):
             self.running_batch.reqs = [state.req for state in self.rounds.states]
             self._stream_changed()
         super().pause_generation(recv_req)
-
-
-def _agreement(group: GroupCoordinator) -> Callable[[int], int]:
-    """Makes every rank of a group take the first one's number: what is timed differs by rank."""
-    if group.world_size == 1:
-        return int
-
-    def agree(value: int) -> int:
-        number = torch.tensor([value])
-        torch.distributed.broadcast(number, src=group.ranks[0], group=group.cpu_group)
-        return int(number)
-
-    return agree

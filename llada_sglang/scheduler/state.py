@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,8 +47,8 @@ class RequestRecord:
     most blocks in flight, or `auto`.
     general: whether its rows need their logits, and not only what leads them. special: whether
     more is to be done for a row than to unmask by the leading tokens. predictable: whether the
-    next step can be planned before the result of the last one is known, as nothing that was
-    unmasked is taken back and neither a grammar nor another block depends on what it was.
+    next step can be planned before the result of the last one is known, as neither a grammar nor
+    another block depends on what it was. verifies: as `Policy.verifies`.
     """
 
     params: DecodeParams
@@ -66,6 +67,7 @@ class RequestRecord:
     general: bool = field(init=False)
     special: bool = field(init=False)
     predictable: bool = field(init=False)
+    verifies: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # A grammar's state is known behind one frontier only.
@@ -74,9 +76,8 @@ class RequestRecord:
         self.policy = self.params.policy
         self.general = self.options.general or self.policy_reads
         self.special = self.general or self.options.reports or self.policy.edits
-        self.predictable = (
-            self.lookahead == 1 and not self.options.constrained and not self.policy.edits
-        )
+        self.predictable = self.lookahead == 1 and not self.options.constrained
+        self.verifies = self.policy.verifies(self.params.values)
 
 
 @dataclass(slots=True, eq=False)
@@ -186,6 +187,8 @@ class BlockState:
     def may_resolve(self, reach: float) -> bool:
         """Whether the step under way may resolve the only block in flight; see the planner."""
         one, schedule = self.flight[0], self.record.schedule
+        if self.record.verifies:
+            return one.masks == 0 or reach == math.inf
         least = schedule[min(one.forced, len(schedule) - 1)]
         # Of a request that has taken no step yet everything is to be expected.
         pace = max(one.most, self.pace) or one.canvas.size

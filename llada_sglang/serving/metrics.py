@@ -14,7 +14,7 @@ from sglang.srt.observability.metrics_collector import QueueCount
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-    from llada_sglang.scheduler.rounds import Tally
+    from llada_sglang.scheduler.tally import Tally
 
 logger = logging.getLogger(__name__)
 

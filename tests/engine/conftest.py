@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from oracle import Oracle
 
 
+SHARED_SERVERS = ("nano_server", "random_server", "configured_server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for `pytest -n --dist loadgroup`: by shared server, else by file.
+
+    A worker keeps one server alive and runs a group from end to end, so each server starts once.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((name for name in SHARED_SERVERS if name in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
     """The server pool: `servers.get(ServerSpec(model, flags))` starts one or reuses it."""
@@ -28,6 +43,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
 def nano_server(servers: ServerPool, nano: Path) -> Server:
     """The trained nano checkpoint, started with no flag but float32 for exact comparisons."""
     return servers.get(ServerSpec(str(nano), ("--dtype", "float32")))
+
+
+@pytest.fixture
+def random_server(servers: ServerPool, random_llada2: Path) -> Server:
+    """The random checkpoint, which is float32, started with no flag at all."""
+    return servers.get(ServerSpec(str(random_llada2)))
+
+
+@pytest.fixture
+def configured_server(servers: ServerPool, nano: Path) -> Server:
+    """The trained nano with decoding defaults and a grammar backend from the command line."""
+    decoding = "{threshold: 1.0, steps: 8}"
+    flags = ("--dllm-algorithm-config", decoding, "--grammar-backend", "llguidance")
+    return servers.get(ServerSpec(str(nano), ("--dtype", "float32", *flags)))
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +111,11 @@ def oracle(nano: Path) -> Oracle:
     from oracle import Oracle
 
     return Oracle(nano)
+
+
+@pytest.fixture(scope="session")
+def random_oracle(random_llada2: Path) -> Oracle:
+    """The reference model on the random checkpoint."""
+    from oracle import Oracle
+
+    return Oracle(random_llada2)

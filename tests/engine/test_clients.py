@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle, alive_and_exact
-from servers import Server, ServerPool, ServerSpec
+from servers import Server
 
 FRONTEND = """
 import sys
@@ -219,16 +219,10 @@ def test_a_mixed_crowd_is_served(nano_server: Server, oracle: Oracle) -> None:
 
 
 def test_the_server_s_decoding_defaults_from_its_command_line(
-    servers: ServerPool, nano: Path, oracle: Oracle
+    configured_server: Server, oracle: Oracle
 ) -> None:
-    server = servers.get(
-        ServerSpec(
-            str(nano),
-            ("--dtype", "float32", "--dllm-algorithm-config", "{threshold: 1.0, steps: 8}"),
-        )
-    )
     prompt = list(range(40, 75))
-    answer = server.generate(prompt, max_new_tokens=40)
+    answer = configured_server.generate(prompt, max_new_tokens=40)
     assert tuple(answer["output_ids"]) == (
         oracle(prompt, max_new_tokens=40, threshold=1.0, steps=8).output_ids
     )
@@ -237,4 +231,4 @@ def test_the_server_s_decoding_defaults_from_its_command_line(
         "sampling_params": {"max_new_tokens": 40, "custom_params": {"steps": 32}},
     }
     expected = oracle(prompt, max_new_tokens=40, threshold=1.0, steps=32)
-    assert tuple(server.post("/generate", body)["output_ids"]) == expected.output_ids
+    assert tuple(configured_server.post("/generate", body)["output_ids"]) == expected.output_ids

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,7 +14,7 @@ import requests
 from inprocess import Answer, InProcessEngine
 from json_schemas import schemas
 from oracle import Oracle
-from servers import ServerPool, ServerSpec
+from servers import Server
 
 from llada_sglang.nano import tasks
 from llada_sglang.nano.chat import render_prompt
@@ -60,9 +59,7 @@ def test_two_hundred_schemas_on_nano(engine: InProcessEngine, prompt: list[int])
     assert sum(per_forward) / len(per_forward) > 2.0
 
 
-def test_two_hundred_schemas_on_random_weights(servers: ServerPool, random_llada2: Path) -> None:
-    server = servers.get(ServerSpec(str(random_llada2), ("--dtype", "float32")))
-
+def test_two_hundred_schemas_on_random_weights(random_server: Server) -> None:
     def ask(case: tuple[int, dict[str, Any]]) -> dict[str, Any]:
         index, schema = case
         body = {
@@ -74,7 +71,7 @@ def test_two_hundred_schemas_on_random_weights(servers: ServerPool, random_llada
                 "sampling_seed": index,
             },
         }
-        reply = requests.post(f"{server.url}/generate", json=body, timeout=300)
+        reply = requests.post(f"{random_server.url}/generate", json=body, timeout=300)
         assert reply.status_code == 200, reply.text
         return dict(reply.json())
 
@@ -230,9 +227,8 @@ def test_ignore_eos_does_not_outlive_the_grammar(
     assert re.fullmatch("[0-9]{4}", text_of(engine, rid))
 
 
-def test_the_hosts_other_grammar_backend(servers: ServerPool, nano: Path) -> None:
-    flags = ("--dtype", "float32", "--grammar-backend", "llguidance")
-    server = servers.get(ServerSpec(str(nano), flags))
+def test_the_hosts_other_grammar_backend(configured_server: Server) -> None:
+    url = f"{configured_server.url}/generate"
 
     def ask(case: tuple[int, dict[str, Any]]) -> None:
         index, schema = case
@@ -245,7 +241,7 @@ def test_the_hosts_other_grammar_backend(servers: ServerPool, nano: Path) -> Non
                 "sampling_seed": index,
             },
         }
-        reply = requests.post(f"{server.url}/generate", json=body, timeout=300)
+        reply = requests.post(url, json=body, timeout=300)
         assert reply.status_code == 200, reply.text
         answer = reply.json()
         assert answer["meta_info"]["finish_reason"]["type"] == "stop", schema
@@ -254,7 +250,7 @@ def test_the_hosts_other_grammar_backend(servers: ServerPool, nano: Path) -> Non
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, enumerate(SCHEMAS[::4])))
     body = {"text": "go", "sampling_params": {"max_new_tokens": 60, "regex": "(ab|cd){3,9}x"}}
-    text = requests.post(f"{server.url}/generate", json=body, timeout=300).json()["text"]
+    text = requests.post(url, json=body, timeout=300).json()["text"]
     assert re.fullmatch("(ab|cd){3,9}x", text)
     bad = {"text": "go", "sampling_params": {"json_schema": '{"type": "nothing"}'}}
-    assert requests.post(f"{server.url}/generate", json=bad, timeout=300).status_code == 400
+    assert requests.post(url, json=bad, timeout=300).status_code == 400

@@ -47,8 +47,8 @@ def graphs(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator
     head = HeadGraphs(
         body.hidden,
         sizes=POSITIONS,
-        statistics=runner.chooser.statistics,
-        combine=runner.chooser.combine,
+        statistics=runner.head.statistics,
+        combine=runner.head.combine,
         combine_in_graph=True,
         recorder=recorder,
     )
@@ -57,7 +57,7 @@ def graphs(engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator
         head.capture()
     body.crossover = Crossover(dict.fromkeys(ROWS, 1), in_turns=True)
     monkeypatch.setattr(model_runner, "decode_cuda_graph_runner", body)
-    monkeypatch.setattr(runner.chooser, "graphs", head)
+    monkeypatch.setattr(runner.head, "graphs", head)
     yield recorder
     scheduler.flush_cache()
 

@@ -245,7 +245,7 @@ import json, sys
 import sglang
 
 if __name__ == "__main__":
-    engine = sglang.Engine(model_path=sys.argv[1], dtype="float32", log_level="error")
+    engine = sglang.Engine(model_path=sys.argv[1], log_level="error")
     told = {}
     params = {"gen_length": 64, "block_length": 32, "temperature": None}
     told["text"] = engine.generate(sys.argv[2], params)["text"]
@@ -265,7 +265,7 @@ if __name__ == "__main__":
 """
 
 
-def test_published_names_and_refusals_reach_a_program(
+def test_an_engine_without_an_argument_takes_published_names_and_refuses_the_rest(
     servers: ServerPool, nano: Path, tmp_path: Path
 ) -> None:
     servers.close()  # two engines are more than a small machine holds

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import host_worker
 import pytest
 import torch
+from host_worker import BLOCK, Row, random_ids
 from torch import Tensor
 
 from llada_sglang.decoding.statistics import ShardStatistics, combine_shards
@@ -25,12 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-BLOCK = 32
 ROW_BUDGET = 24
 CONTEXT = 1024
 EDGES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 23, 24]
 MASK = VOCABULARY - 1
-Row = tuple[int, int]  # request, first position
 
 # Wide enough for the kernels of a GPU; see write_llada2 for the rest.
 SHAPE = {
@@ -53,54 +51,6 @@ class Setting(NamedTuple):
     runner: Any
     head: Any
     exact: bool
-
-
-@contextmanager
-def started(model: Path, **flags: Any) -> Iterator[Any]:
-    """A real worker of one rank; several may follow each other in a process."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.distributed import bootstrap
-    from sglang.srt.distributed.parallel_state import (
-        destroy_distributed_environment,
-        destroy_model_parallel,
-    )
-    from sglang.srt.layers.moe import initialize_moe_config
-    from sglang.srt.managers.tp_worker import TpModelWorker
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.runtime_context import SpawnRanks, publish, restore_context, snapshot_context
-    from sglang.srt.server_args import ServerArgs
-
-    environment, context = dict(os.environ), snapshot_context()
-    load_plugins()
-    args = ServerArgs(
-        model_path=str(model),
-        context_length=CONTEXT,
-        max_total_tokens=64 * CONTEXT,
-        max_running_requests=64,
-        **flags,
-    )
-    args.resolve_once()
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bootstrap._PARALLEL_INITIALISED = False
-    bootstrap.init_parallel_runtime(server_args=args, device="cuda", dist_port=port)
-    bootstrap.init_layer_runtime(model_config=ModelConfig.from_server_args(args))
-    initialize_moe_config()
-    worker = TpModelWorker(server_args=args, gpu_id=0, nccl_port=port)
-    worker.alloc_memory_pool()
-    worker.init_attention_backends()
-    worker.init_cuda_graphs()
-    try:
-        yield worker
-    finally:
-        destroy_model_parallel()
-        destroy_distributed_environment()
-        bootstrap._PARALLEL_INITIALISED = False
-        restore_context(context)
-        os.environ.clear()
-        os.environ.update(environment)
 
 
 def attend_in_full_precision(backend: Any) -> None:
@@ -155,8 +105,10 @@ def setting(
 
     dtype = request.param
     model = write_llada2(tmp_path_factory.mktemp(dtype), **SHAPE)
-    flags = {"attention_backend": "block_row_torch"} if dtype == "float32" else {}
-    with started(model, dtype=dtype, **flags) as worker:
+    flags: dict[str, Any] = {"context_length": CONTEXT, "max_total_tokens": 64 * CONTEXT}
+    if dtype == "float32":
+        flags["attention_backend"] = "block_row_torch"
+    with host_worker.started(model, device="cuda", dtype=dtype, **flags) as worker:
         runner = worker.model_runner
         if dtype == "float32":
             attend_in_full_precision(runner.attn_backend)
@@ -186,10 +138,7 @@ def setting(
 
 def lay_out(runner: Any, requests: int, seed: int) -> None:
     """Give requests 1, 2, ... random pages of the pool."""
-    table = runner.req_to_token_pool.req_to_token
-    pages = torch.randperm(60 * CONTEXT // BLOCK, generator=torch.Generator().manual_seed(seed)) + 1
-    slots = pages[: requests * CONTEXT // BLOCK, None] * BLOCK + torch.arange(BLOCK)
-    table[1 : requests + 1, :CONTEXT] = slots.view(requests, CONTEXT).to(table)
+    host_worker.lay_out(runner, requests=requests, blocks=CONTEXT // BLOCK, seed=seed)
 
 
 def spread(rows: int) -> list[Row]:
@@ -199,35 +148,7 @@ def spread(rows: int) -> list[Row]:
 
 def block_rows(runner: Any, rows: Sequence[Row], seed: int = 0) -> Any:
     """A batch as `BlockRunner` builds it, of random tokens."""
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, VOCABULARY, (len(rows) * BLOCK,), generator=generator)
-    starts = [start for _, start in rows]
-    requests, first = (torch.tensor(column).cuda() for column in zip(*rows, strict=True))
-    position = first[:, None] + torch.arange(BLOCK, device="cuda")
-    table = runner.req_to_token_pool.req_to_token
-    ends = first + BLOCK
-    return ForwardBatch(
-        forward_mode=ForwardMode.DLLM_EXTEND,
-        batch_size=len(rows),
-        input_ids=ids.cuda(),
-        req_pool_indices=requests,
-        seq_lens=ends,
-        seq_lens_cpu=ends.cpu(),
-        seq_lens_sum=int(ends.sum()),
-        out_cache_loc=table[requests[:, None], position].flatten().long(),
-        positions=position.flatten(),
-        extend_num_tokens=len(rows) * BLOCK,
-        extend_seq_lens=torch.full_like(first, BLOCK).int(),
-        extend_prefix_lens=first.int(),
-        extend_start_loc=torch.arange(len(rows), device="cuda").int() * BLOCK,
-        extend_prefix_lens_cpu=starts,
-        extend_seq_lens_cpu=[BLOCK] * len(rows),
-        extend_logprob_start_lens_cpu=[BLOCK] * len(rows),
-        global_num_token_non_padded_cpu=len(rows) * BLOCK,
-        model_specific_states={"hidden_only": True},
-    )
+    return host_worker.block_rows(runner, rows, random_ids(len(rows), VOCABULARY, seed))
 
 
 def cache(runner: Any) -> list[Tensor]:

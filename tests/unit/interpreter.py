@@ -16,9 +16,17 @@ HERE = Path(__file__).parent
 
 def interpreted_results(module: str, out: Path) -> dict[str, Any]:
     """What the fused kernel gives for every case of a module of tests/, by the case's name."""
+    return interpreted("interpreted_cases.py", out, module)
+
+
+def interpreted(script: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a script of this directory saves at `out`, in a process in which Triton interprets.
+
+    The script's arguments: `out`, the directory of the tests, and those given.
+    """
     pytest.importorskip("triton", reason="Triton is not installed")
     done = subprocess.run(
-        [sys.executable, str(HERE / "interpreted_cases.py"), str(out), str(HERE.parent), module],
+        [sys.executable, str(HERE / script), str(out), str(HERE.parent), *arguments],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

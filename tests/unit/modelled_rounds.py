@@ -23,8 +23,9 @@ from llada_sglang.decoding.sampling import Sampling
 from llada_sglang.scheduler.canvas import CanvasTable
 from llada_sglang.scheduler.options import TokenOptions
 from llada_sglang.scheduler.planner import REACH
-from llada_sglang.scheduler.rounds import Limits, Rounds
+from llada_sglang.scheduler.rounds import Rounds
 from llada_sglang.scheduler.runner import BlockRunner
+from llada_sglang.scheduler.running import Limits
 from llada_sglang.scheduler.state import RequestRecord
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -224,7 +225,7 @@ class ModelledRounds:
         ignore_eos: bool = False,
         custom: dict[str, Any] | None = None,
         sampling: Sampling | None = None,
-        bias: tuple[tuple[int, float], ...] = (),
+        penalties: Penalties | None = None,
         min_new_tokens: int = 0,
     ) -> _Request:
         params = self.decoding.parse(custom)
@@ -236,7 +237,7 @@ class ModelledRounds:
             params,
             TokenOptions(
                 sampling=sampling or Sampling(),
-                penalties=Penalties(bias=bias),
+                penalties=penalties or Penalties(),
                 min_new_tokens=min_new_tokens,
                 trace=True,
             ),

@@ -9,6 +9,7 @@ import torch
 from modelled_rounds import ModelledRounds
 from torch import Tensor
 
+from llada_sglang.decoding.penalties import Penalties
 from llada_sglang.decoding.policy import Checkpoint
 from llada_sglang.decoding.sampling import Sampling
 from llada_sglang.scheduler.canvas import CanvasTable
@@ -27,6 +28,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "edit": {"custom": {"policy": "edit"}},
     "lookahead": {"custom": {"lookahead": 3, "lookahead_start": 0.0}},
     "sampled": {"sampling": Sampling(temperature=0.9, seed=4)},
+    "filtered": {"sampling": Sampling(temperature=0.9, top_k=5, top_p=0.8, min_p=0.05, seed=4)},
+    "penalised": {"penalties": Penalties(frequency=0.5, repetition=1.2)},
+    "biased": {"penalties": Penalties(bias=((2, 1.5), (5, -3.0)))},
     "late stop": {"min_new_tokens": 5},
 }
 """Arguments of `submit`, by what the request asks for."""

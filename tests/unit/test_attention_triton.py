@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import interpreter
 import pytest
 import torch
 from torch import Tensor
@@ -16,20 +12,8 @@ Results = dict[str, tuple[Tensor, Tensor]]
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    pytest.importorskip("triton", reason="Triton is not installed")
     out = tmp_path_factory.mktemp("attention") / "results.pt"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, str(here / "interpreted_attention.py"), str(out), str(here.parent)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    results: Results = torch.load(out)
-    return results
+    return interpreter.interpreted("interpreted_attention.py", out)
 
 
 def test_the_kernel_writes_the_pages_that_the_torch_twin_writes(interpreted: Results) -> None:

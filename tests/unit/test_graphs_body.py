@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import host_worker
 import pytest
 import torch
 from graph_recorder import EagerRecorder
+from host_worker import BLOCK, Row, lay_out, random_ids
 from test_model_logits import directory, worker  # noqa: F401  (fixtures)
 from torch import Tensor
 
@@ -18,23 +20,11 @@ from llada_sglang.graphs.plan import GraphOptions
 from llada_sglang.graphs.recorder import HostRecorder
 from llada_sglang.graphs.setup import obstacle
 
-BLOCK = 32
 SIZES = [1, 2, 4, 8]
-Row = tuple[int, int]  # request, first position
-
-
-@pytest.fixture(scope="module", autouse=True)
-def another_runtime() -> Iterator[None]:
-    """Lets this module have a worker beside those of other modules in the same process."""
-    from sglang.srt.distributed import bootstrap
-
-    bootstrap._PARALLEL_INITIALISED = False
-    yield
-    bootstrap._PARALLEL_INITIALISED = False
 
 
 @pytest.fixture(scope="module")
-def model_runner(another_runtime: None, worker: Any) -> Any:  # noqa: F811
+def model_runner(worker: Any) -> Any:  # noqa: F811
     """The worker's model runner, whose attention plans for graphs as it does eagerly."""
     from llada_sglang.attention.torch_backend import BlockRowTorchBackend
 
@@ -83,43 +73,9 @@ class Pool:
         return torch.stack(self.tensors)
 
 
-def lay_out(model_runner: Any, requests: int, blocks: int, seed: int) -> None:
-    """Give requests 1, 2, ... random pages; row 0 of the table and page 0 are the host's."""
-    table = model_runner.req_to_token_pool.req_to_token
-    pages = torch.randperm(300, generator=torch.Generator().manual_seed(seed)) + 1
-    slots = pages[: requests * blocks, None] * BLOCK + torch.arange(BLOCK)
-    table[1 : requests + 1, : blocks * BLOCK] = slots.view(requests, -1).to(table.dtype)
-
-
 def block_rows(model_runner: Any, rows: Sequence[Row], seed: int = 0) -> Any:
     """A batch as `BlockRunner` builds it, of random tokens."""
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-
-    generator = torch.Generator().manual_seed(seed)
-    requests, first = (torch.tensor(column) for column in zip(*rows, strict=True))
-    position = first[:, None] + torch.arange(BLOCK)
-    table = model_runner.req_to_token_pool.req_to_token
-    ends = first + BLOCK
-    return ForwardBatch(
-        forward_mode=ForwardMode.DLLM_EXTEND,
-        batch_size=len(rows),
-        input_ids=torch.randint(0, 512, (len(rows) * BLOCK,), generator=generator),
-        req_pool_indices=requests,
-        seq_lens=ends,
-        seq_lens_cpu=ends.clone(),
-        seq_lens_sum=int(ends.sum()),
-        out_cache_loc=table[requests[:, None], position].flatten().long(),
-        positions=position.flatten(),
-        extend_num_tokens=len(rows) * BLOCK,
-        extend_seq_lens=torch.full_like(first, BLOCK).int(),
-        extend_prefix_lens=first.int(),
-        extend_start_loc=(torch.arange(len(rows)) * BLOCK).int(),
-        extend_prefix_lens_cpu=first.tolist(),
-        extend_seq_lens_cpu=[BLOCK] * len(rows),
-        extend_logprob_start_lens_cpu=[BLOCK] * len(rows),
-        global_num_token_non_padded_cpu=len(rows) * BLOCK,
-        model_specific_states={"hidden_only": True},
-    )
+    return host_worker.block_rows(model_runner, rows, random_ids(len(rows), 512, seed))
 
 
 def rows_of_blocks(request: int, first: int, last: int) -> list[Row]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+import interpreter
 import pytest
 import torch
 from kernel_cases import CASES, MASK, VOCAB, check, real_vocabulary
@@ -20,20 +19,8 @@ Results = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    pytest.importorskip("triton", reason="Triton is not installed")
     out = tmp_path_factory.mktemp("kernel") / "results.pt"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, str(here / "interpreted_kernel.py"), str(out), str(here.parent)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    results: Results = torch.load(out)
-    return results
+    return interpreter.interpreted("interpreted_kernel.py", out)
 
 
 @pytest.mark.parametrize("name", CASES)

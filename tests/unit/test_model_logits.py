@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import host_worker
 import pytest
 import torch
+from host_worker import BLOCK
 from torch import Tensor
 
 from llada_sglang.reference.checkpoint import load_model
@@ -19,7 +19,6 @@ from llada_sglang.reference.checkpoint import load_model
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from checkpoints import VOCABULARY, write_llada2
 
-BLOCK = 32
 Row = tuple[int, int, Tensor]  # request, first position, token ids of the block
 
 
@@ -30,82 +29,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(directory: Path) -> Iterator[Any]:
-    """A real tensor-parallel worker of world size one: layers, KV pool and attention backend."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.distributed import bootstrap
-    from sglang.srt.distributed.parallel_state import (
-        destroy_distributed_environment,
-        destroy_model_parallel,
-    )
-    from sglang.srt.layers.moe import initialize_moe_config
-    from sglang.srt.managers.tp_worker import TpModelWorker
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.runtime_context import (
-        SpawnRanks,
-        publish,
-        restore_context,
-        snapshot_context,
-    )
-    from sglang.srt.server_args import ServerArgs
-
-    environment, context = dict(os.environ), snapshot_context()
-    load_plugins()
-    args = ServerArgs(
-        model_path=str(directory),
-        dtype="float32",
-        max_total_tokens=16384,
-        max_running_requests=64,
-    )
-    args.resolve_once()
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bootstrap.init_parallel_runtime(server_args=args, device="cpu", dist_port=port)
-    bootstrap.init_layer_runtime(model_config=ModelConfig.from_server_args(args))
-    initialize_moe_config()
-    worker = TpModelWorker(server_args=args, gpu_id=0, nccl_port=port)
-    worker.alloc_memory_pool()
-    worker.init_attention_backends()
-    worker.init_cuda_graphs()
-    yield worker
-    destroy_model_parallel()
-    destroy_distributed_environment()
-    restore_context(context)
-    os.environ.clear()
-    os.environ.update(environment)
+    flags = {"dtype": "float32", "max_total_tokens": 16384}
+    with host_worker.started(directory, device="cpu", **flags) as started:
+        yield started
 
 
 def run_rows(worker: Any, rows: Sequence[Row], *, hidden_only: bool = True) -> Tensor:
     """Logits [rows, block, vocab] of one forward over block rows, in the order given."""
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-
     runner = worker.model_runner
-    first = torch.tensor([start for _, start, _ in rows])
-    requests = torch.tensor([request for request, _, _ in rows])
-    position = first[:, None] + torch.arange(BLOCK)
-    table = runner.req_to_token_pool.req_to_token
-    ends = first + BLOCK
-    batch = ForwardBatch(
-        forward_mode=ForwardMode.DLLM_EXTEND,
-        batch_size=len(rows),
-        input_ids=torch.cat([ids for _, _, ids in rows]),
-        req_pool_indices=requests,
-        seq_lens=ends,
-        seq_lens_cpu=ends,
-        seq_lens_sum=int(ends.sum()),
-        out_cache_loc=table[requests[:, None], position].flatten().long(),
-        positions=position.flatten(),
-        extend_num_tokens=len(rows) * BLOCK,
-        extend_seq_lens=torch.full_like(first, BLOCK).int(),
-        extend_prefix_lens=first.int(),
-        extend_start_loc=(torch.arange(len(rows)) * BLOCK).int(),
-        extend_prefix_lens_cpu=first.tolist(),
-        extend_seq_lens_cpu=[BLOCK] * len(rows),
-        extend_logprob_start_lens_cpu=[BLOCK] * len(rows),
-        global_num_token_non_padded_cpu=len(rows) * BLOCK,
-        model_specific_states={"hidden_only": hidden_only},
-    )
+    places = [(request, start) for request, start, _ in rows]
+    ids = torch.cat([ids for _, _, ids in rows])
+    batch = host_worker.block_rows(runner, places, ids, hidden_only=hidden_only)
     output = runner.forward(batch).logits_output
     if hidden_only:
         assert output.next_token_logits is None
@@ -116,11 +50,9 @@ def run_rows(worker: Any, rows: Sequence[Row], *, hidden_only: bool = True) -> T
 
 
 def lay_out(worker: Any, requests: int, blocks: int, seed: int) -> None:
-    """Give each request random pages of the pool, as a radix cache would."""
-    table = worker.model_runner.req_to_token_pool.req_to_token
-    pages = torch.randperm(300, generator=torch.Generator().manual_seed(seed)) + 1
-    slots = pages[: requests * blocks, None] * BLOCK + torch.arange(BLOCK)
-    table[:requests, : blocks * BLOCK] = slots.view(requests, -1).to(table.dtype)
+    """Give requests 0, 1, ... random pages of the pool, as a radix cache would."""
+    runner = worker.model_runner
+    host_worker.lay_out(runner, requests=requests, blocks=blocks, seed=seed, first=0)
 
 
 def sequence(blocks: int, seed: int) -> Tensor:

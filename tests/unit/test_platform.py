@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +45,30 @@ def test_the_cpu_platform_stands_aside_for_an_accelerator(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert plugin.platform() is None
+
+
+@pytest.mark.parametrize(
+    ("command", "child", "left_out"),
+    [("sglang.launch_server", False, True), ("program", True, True), ("program", False, False)],
+)
+def test_the_hosts_own_processes_leave_flashinfer_out(
+    monkeypatch: pytest.MonkeyPatch, command: str, child: bool, left_out: bool
+) -> None:
+    """The host takes a package that cannot be imported for one that is not installed."""
+    from llada_sglang import plugin
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "flashinfer"]:
+        monkeypatch.delitem(sys.modules, name)
+    main = SimpleNamespace(__spec__=SimpleNamespace(name=command), __file__="main.py")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if child else None)
+    assert plugin.platform() == "llada_sglang.platform.cpu:CpuPlatform"
+    assert ("flashinfer" in sys.modules) == left_out
+    if left_out:
+        assert importlib.util.find_spec("flashinfer") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("flashinfer")
+        del sys.modules["flashinfer"]
 
 
 def test_the_device_is_text_where_the_host_wants_text() -> None:

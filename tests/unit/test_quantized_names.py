@@ -7,14 +7,13 @@ a kernel) needs the GPU.
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import host_worker
 import pytest
 import torch
 from torch import Tensor
@@ -226,31 +225,15 @@ CASES = {
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Builds our model class with a quantization_config, in the host's real runtime."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.distributed import bootstrap
-    from sglang.srt.distributed.parallel_state import (
-        destroy_distributed_environment,
-        destroy_model_parallel,
-    )
-    from sglang.srt.layers.moe import initialize_moe_config
-    from sglang.srt.layers.quantization import marlin_utils
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.runtime_context import SpawnRanks, publish, restore_context, snapshot_context
-    from sglang.srt.server_args import ServerArgs
-
-    environment, context = dict(os.environ), snapshot_context()
-    load_plugins()
     directory = write_llada2(tmp_path_factory.mktemp("llada2"), **CONFIG)
-    args = ServerArgs(model_path=str(directory), dtype="bfloat16", max_total_tokens=4096)
-    args.resolve_once()
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bootstrap.init_parallel_runtime(server_args=args, device="cpu", dist_port=port)
-    host_config = ModelConfig.from_server_args(args)
-    bootstrap.init_layer_runtime(model_config=host_config)
-    initialize_moe_config()
+    flags = {"dtype": "bfloat16", "max_total_tokens": 4096}
+    with host_worker.runtime(directory, device="cpu", **flags) as (_, host_config, _port):
+        yield from _building(host_config)
+
+
+def _building(host_config: Any) -> Iterator[Callable[..., Any]]:
+    from sglang.srt.layers.quantization import marlin_utils
+
     patch = pytest.MonkeyPatch()
     patch.setattr(marlin_utils, "get_device_capability", lambda *_: (9, 0))
     patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -279,11 +262,6 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., An
     yield made
     torch.set_default_dtype(before)
     patch.undo()
-    destroy_model_parallel()
-    destroy_distributed_environment()
-    restore_context(context)
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def checkpoint(case: Case) -> dict[str, Tensor]:

@@ -64,7 +64,10 @@ def statistics_without_a_look(logits: Tensor, *, vocab_start: int, mask_id: int)
 
 def guarded(monkeypatch: pytest.MonkeyPatch, overlap: bool) -> tuple[TensorRounds, list[int]]:
     """Rounds whose every launch is watched; the list counts them."""
-    monkeypatch.setattr("llada_sglang.scheduler.choice.vocab_statistics", statistics_without_a_look)
+    for module in ("choice", "head"):
+        name = f"llada_sglang.scheduler.{module}.vocab_statistics"
+        monkeypatch.setattr(name, statistics_without_a_look)
+    monkeypatch.setattr("llada_sglang.decoding.sampling._can_look", lambda values: False)
     rounds = TensorRounds("cpu", overlap=overlap)
     runner, launches = rounds.rounds.runner, [0]
     launch: Callable[..., Any] = runner.launch

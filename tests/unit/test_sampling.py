@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sglang.decoding import sampling as sampling_module
-from llada_sglang.decoding.penalties import Penalties, penalize
+from llada_sglang.decoding.penalties import Penalties, add_bias, penalize
 from llada_sglang.decoding.sampling import Sampling, draw, uniform
 from llada_sglang.reference.tokens import TokenRules, choose, noise, penalized
 
@@ -145,11 +145,10 @@ def test_penalties_equal_the_reference(
     )
     output = [t for i, t in enumerate(tokens) if i >= start and resolved[i]]
     expected = torch.stack([penalized(row, rules, tokens[:start], output) for row in logits])
-    penalize(
-        logits,
-        Penalties(frequency, presence, repetition, bias),
-        torch.tensor(tokens),
-        torch.tensor(resolved),
-        start,
-    )
+    penalties = Penalties(frequency, presence, repetition, bias)
+    if penalties.counts:
+        penalize(logits, penalties, torch.tensor(tokens), torch.tensor(resolved), start)
+    if bias:
+        ids, values = zip(*bias, strict=True)
+        add_bias(logits, torch.tensor(ids), torch.tensor(values))
     assert torch.allclose(logits, expected, atol=1e-5)

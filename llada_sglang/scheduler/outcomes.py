@@ -1,0 +1,132 @@
+"""What becomes of a step's result: text handed out, blocks rolled on, requests ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llada_sglang.scheduler.details import BlockDetails
+from llada_sglang.scheduler.running import Running
+from llada_sglang.scheduler.state import MASKED, ActiveBlock, ActiveRow, BlockState, Provisional
+
+if TYPE_CHECKING:
+    from llada_sglang.scheduler.runner import Launched, StepResult
+
+
+@dataclass(slots=True)
+class Step:
+    """A forward the device was given.
+
+    launched: its report on the way, None where no row denoises. active: its denoise rows, in the
+    order of the report; those of one request are neighbours. commit_rows: how many of its rows
+    persist blocks that were resolved, as far as known.
+    """
+
+    launched: Launched | None
+    active: list[ActiveRow]
+    commit_rows: int
+
+
+@dataclass(kw_only=True)
+class Outcomes(Running):
+    """The running requests and the step they are in, if one is under way."""
+
+    _under_way: Step | None = None
+
+    @staticmethod
+    def _count_committed(state: BlockState, end: int) -> None:
+        state.committed = end
+        state.req.kv.kv_committed_len = end
+
+    def _take(self, step: Step, result: StepResult | None = None) -> None:
+        """Act on the result of a forward, waiting for it where it is not given."""
+        if step.launched is None:
+            return
+        if result is None:
+            result = step.launched.result()
+        canvases, settled = list(result.canvas), result.settled.tolist()
+        masks = (result.canvas == MASKED).sum(axis=1).tolist()
+        denoised = 0
+        live: list[BlockState] = []
+        for index, (state, one, _, least, _) in enumerate(step.active):
+            if not one.held:
+                continue
+            denoised += 1
+            one.pending -= 1
+            if not live or live[-1] is not state:
+                live.append(state)
+            if one.settled:  # it was a row for its K/V only
+                one.gained, one.persisted = 0, not one.masks
+                continue
+            canvas = canvases[index]
+            if index in result.details:
+                self._note(one, canvas, result.details[index])
+            one.persisted = not one.masks and np.array_equal(one.canvas, canvas)
+            one.gained = one.masks - masks[index]
+            one.most = max(one.most, one.gained)
+            one.canvas = canvas
+            one.masks = masks[index]
+            one.settled = settled[index]
+            one.step += 1
+            one.forced += least > 0
+        self.tally.denoise_rows += denoised
+        self.tally.denoise_forwards += denoised > 0
+        failed = {id(step.active[index].state): why for index, why in result.failed.items()}
+        for state in live:
+            first = state.flight[0]
+            state.record.denoise_forwards += 1
+            if failed and id(state) in failed:
+                self._fail(state, failed[id(state)])
+            elif first.settled or state.shows or state.walks or len(state.flight) > 1:
+                self._act(state)
+            if state.gated is not None:
+                self._drop_gated(state)
+
+    def _act(self, state: BlockState) -> None:
+        """Act on what a step made of a request: show, emit, roll on, end."""
+        first = state.flight[0]
+        if state.shows:
+            canvas = np.concatenate([one.canvas for one in state.flight])
+            state.record.provisional = Provisional(state.front, first.step, canvas)
+            self.changed[id(state.req)] = state.req
+        self._cut_behind_stops(state)
+        persisted = first.persisted
+        while (first.settled or state.walks) and self._emit(state):
+            if first.pending and self._under_way is not None and not persisted:
+                # The step under way has the block's final tokens as its input.
+                self._count_late_commit(self._under_way)
+                persisted = True
+            if persisted:
+                self._count_committed(state, first.start + self.block)
+                persisted = False
+            first = state.flight[0]
+            if first.step == 0:
+                break
+
+    def _count_late_commit(self, step: Step) -> None:
+        self.tally.commit_rows += 1
+        self.tally.commit_forwards += step.commit_rows == 0
+        step.commit_rows += 1
+
+    def _cut_behind_stops(self, state: BlockState) -> None:
+        """Drop blocks in flight that can no longer be part of the text."""
+        for place, one in enumerate(state.flight[:-1]):
+            if one.settled and one.masks:
+                for dropped in state.flight[place + 1 :]:
+                    self._drop(state, dropped)
+                del state.flight[place + 1 :]
+                return
+
+    @staticmethod
+    def _note(one: ActiveBlock, canvas: np.ndarray, details: BlockDetails) -> None:
+        """Keep what the step says of the tokens it wrote."""
+        if one.details is None:
+            one.details = BlockDetails.like(details)
+        before = one.canvas
+        if details.source is not None:
+            before = np.where(details.source >= 0, before[details.source], MASKED)
+            one.details.move(details.source)
+        new = np.flatnonzero((canvas != MASKED) & (canvas != before))
+        one.details.take(new, details, one.step, details.source)
