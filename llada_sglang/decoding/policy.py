@@ -153,10 +153,6 @@ class Policy(ABC):
         """The tensors kept of every block in flight."""
         return {}
 
-    def verifies(self, values: Mapping[str, Any]) -> bool:
-        """Whether a request's blocks take one more step, or several, once no mask is left."""
-        return False
-
     def reads_logits(self, values: Mapping[str, Any]) -> bool:
         """Whether `read` has to be called for a request."""
         return False
@@ -206,7 +202,8 @@ class UnmaskingPolicy(Policy):
 class EditingPolicy(Policy):
     """A rule that also revises tokens; it says itself when a block is finished.
 
-    A block that is finished is not shown to it again, or what it makes of it is dropped.
+    Once a block holds no mask, the block behind it takes its first step in the same forward; that
+    step counts if this one finishes the block and changes nothing.
     """
 
     edits = True

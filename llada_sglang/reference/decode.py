@@ -28,8 +28,9 @@ class Decoded:
         0) and the probability it had then; they move with their token where the policy moves it.
     logprob: for every output id, its log-probability then, after penalties, bias, the policy's own
         adjustment and temperature, and before any filter.
-    forwards: denoise forwards; with lookahead one is shared by all blocks in flight. Tokens per
-        forward is len(output_ids) / forwards.
+    forwards: denoise forwards; with lookahead one is shared by all blocks in flight, under an
+        editing policy by the step that finds a block final and the first one of the next. Tokens
+        per forward is len(output_ids) / forwards.
     """
 
     output_ids: tuple[int, ...]
@@ -226,20 +227,25 @@ def _decode_editing(request: Request, start: Callable[[], Editing]) -> Decoded:
     size = request.block_size
     cells = [Cell(token, prompt=True) for token in request.prompt]
     steps: list[int] = []
+    shared, kept = 0, False
     end = None
     for low in range(request.first_block, request.limit, size):
+        shared += kept
         cells += [Cell()] * (low + size - len(cells))
         block = start()
         step, finished = 0, False
         while not finished:
+            before = [cell.token for cell in cells[low:]]
             find = partial(request.candidates, request.logits(cells), tuple(cells), low, step)
             cells[low:], finished = block.step(cells[low:], find)
             step += 1
+            # Then the first step of the next block would have read the same tokens.
+            kept = None not in before and before == [cell.token for cell in cells[low:]]
         steps.append(step)
         end = request.first_stop(cells, low)
         if end is not None:
             break
-    return _decoded(request, cells, end, steps, sum(steps))
+    return _decoded(request, cells, end, steps, sum(steps) - shared)
 
 
 def _decoded(

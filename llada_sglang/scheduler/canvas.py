@@ -21,8 +21,6 @@ class CanvasTable:
     prompt is a token like any other, so masks are never told by id.
     parameters: float64 [slots, parameters], what policies read, in an order of their own.
     stop_ids: int64 [slots, stops], padded with -1; text_start, text_end: int64 [slots].
-    done: bool [slots, width / block], blocks that an editing policy has finished; masks tell it of
-    all other policies.
     """
 
     def __init__(
@@ -37,7 +35,6 @@ class CanvasTable:
         self.stop_ids = torch.full((slots, 4), -1, dtype=torch.int64, device=device)
         self.text_start = torch.zeros(slots, dtype=torch.int64, device=device)
         self.text_end = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.done = torch.zeros((slots, width // block), dtype=torch.bool, device=device)
         self._free = list(range(slots - 1, -1, -1))
         self._states: dict[str, StateTable] = {}
 
@@ -76,7 +73,6 @@ class CanvasTable:
         self.masked[slot, length:] = True
         self._set_numbers(slot, numbers)
         self._set_stops(slot, stop_ids)
-        self.done[slot] = False
         self.text_start[slot] = text_start
         self.text_end[slot] = text_end
         return slot

@@ -50,7 +50,9 @@ class Outcomes(Running):
         masks = (result.canvas == MASKED).sum(axis=1).tolist()
         denoised = 0
         live: list[BlockState] = []
-        for index, (state, one, _, least, _) in enumerate(step.active):
+        for index, (state, one, _, least, gated) in enumerate(step.active):
+            if gated and one is state.gated and not _found_final(state.flight[0]):
+                self._drop_gated(state)
             if not one.held:
                 continue
             denoised += 1
@@ -94,7 +96,7 @@ class Outcomes(Running):
         self._cut_behind_stops(state)
         persisted = first.persisted
         while (first.settled or state.walks) and self._emit(state):
-            if first.pending and self._under_way is not None and not persisted:
+            if first.pending and self._under_way is not None:
                 # The step under way has the block's final tokens as its input.
                 self._count_late_commit(self._under_way)
                 persisted = True
@@ -130,3 +132,8 @@ class Outcomes(Running):
             one.details.move(details.source)
         new = np.flatnonzero((canvas != MASKED) & (canvas != before))
         one.details.take(new, details, one.step, details.source)
+
+
+def _found_final(one: ActiveBlock) -> bool:
+    """Whether the last known step was the one that found the block final, as it went in."""
+    return one.settled and one.persisted

@@ -6,16 +6,19 @@ step old, and the texts are the same:
 
 - Step numbers, schedules and noise depend on how many steps a block has had, which is known.
 - Unmasking policies take nothing back. A stale mask is one too many at worst; the device's own
-  masks decide what is written. Editing policies are asked about all of a block; the device
-  remembers which blocks they have finished, and leaves these alone.
+  masks decide what is written.
 - A block that the step under way resolves has a row in the next forward all the same. Its input is
   final by then, so that this row is its commit.
 - The block behind it may ride in that forward too, as a *gated* row: one that changes nothing
-  unless the block in front was finished when the forward began. So no step is lost.
+  unless the block in front held no mask when the forward began. So no step is lost.
 - A row of a request that ended, or one whose gate turns out to have been closed, is nobody's:
   results name blocks, not places, and a block that is not held any more takes none.
 
 Requests of which the next step cannot be foretold make every step a synchronous one while they run.
+
+Blocks that are edited take a last step that finds nothing to change. The block behind rides with
+every step that may be this one, gated: what it reads was final if it was, and its first step costs
+no forward of its own.
 """
 
 from __future__ import annotations
@@ -77,6 +80,8 @@ class Rounds(Outcomes):
         self._secure_slots()
         if overlap:
             self._start_gated()
+        else:
+            self._start_riders()
         spans = plan_rows(
             self.states,
             block=self.block,
@@ -203,6 +208,21 @@ class Rounds(Outcomes):
                 one.pending
                 and begin < state.text_end
                 and state.may_resolve(self.limits.reach)
+                and self.kv.extend(state.req, begin + self.block)
+            ):
+                state.gated = self._fresh(state, begin)
+
+    def _start_riders(self) -> None:
+        """Start the block behind every edited one that may be found final by the next step."""
+        for state in self.states:
+            one = state.flight[0]
+            begin = one.start + self.block
+            if (
+                state.record.policy.edits
+                and state.gated is None
+                and not one.masks
+                and begin < state.text_end
+                and not self._stops(state)
                 and self.kv.extend(state.req, begin + self.block)
             ):
                 state.gated = self._fresh(state, begin)

@@ -194,7 +194,7 @@ class BlockRunner:
         table = self.table
         slots, _, first, least = rows
         position = first[:, None] + self._columns
-        closed = self._closed(slots, position, active)
+        closed = self._closed_gates(slots, position, active)
         if _plain(choice, active):
             column = list(active[0].state.record.numbers).index("threshold")
             return threshold_update(
@@ -223,6 +223,13 @@ class BlockRunner:
             new_canvas[row], new_masked[row] = canvas[row], masked[row]
             new_canvas[row, columns] = choice.candidate[row, columns]
             new_masked[row, columns] = False
+        riders = [row.gated and row.state.record.policy.edits for row in active]
+        if closed is not None and any(riders):
+            assert updated.done is not None, "only an editing policy says which blocks are done"
+            kept = (new_canvas == canvas).all(dim=-1) & ~masked.any(dim=-1)
+            # Row 0 of a forward has no gate, and what is rolled there is not read.
+            found = (kept & ~new_masked.any(dim=-1) & updated.done).roll(1)
+            closed = closed | (upload(np.array(riders), self.device) & ~found)[:, None]
         if closed is not None:
             new_canvas = torch.where(closed, canvas, new_canvas)
             new_masked = torch.where(closed, masked, new_masked)
@@ -238,9 +245,6 @@ class BlockRunner:
         )
         if updated.done is not None and updated.edits is not None:
             settled = torch.where(updated.edits, updated.done, settled)
-            new = settled if closed is None else settled & ~closed[:, 0]
-            at = (slots, first // self.block)
-            table.done[at] = table.done[at] | new
         for row, source in updated.source.items():
             if row in choice.details:
                 choice.details[row] |= {
@@ -250,29 +254,21 @@ class BlockRunner:
         shown = new_canvas.masked_fill(new_masked, MASKED)
         return torch.cat([shown, settled[:, None]], dim=1)
 
-    def _closed(
+    def _closed_gates(
         self, slots: Tensor, position: Tensor, active: Sequence[ActiveRow]
     ) -> Tensor | None:
-        """Which rows must not change anything, bool [rows, 1]; None where all of them may.
+        """Which rows must not change anything, bool [rows, 1]; None where no row is gated.
 
-        It is read before this step is written, so a gate is open if the block in front was
-        finished when this step's forward began, and its row of this forward was its commit. What
-        an editing policy has finished stays as it is: its last step may not be known yet.
+        A gate is read before this step is written, so it is open if the block in front was
+        resolved when this step's forward began, and its row of this forward was its commit. Of
+        blocks that are edited that is not enough: `_update` sees whether the step kept it.
         """
         gated = [row.gated for row in active]
-        edits = [row.state.record.policy.edits for row in active]
-        if not any(gated) and not any(edits):
+        if not any(gated):
             return None
-        table = self.table
-        # Of a first block what is in front is the end of the row, and it has no gate.
-        waits = table.masked[slots[:, None], position - self.block].any(dim=-1)
-        kinds = upload(np.array([gated, edits]), self.device)
-        if any(edits):
-            place = position[:, 0] // self.block
-            waits = torch.where(kinds[1], ~table.done[slots, place - 1], waits)
-            closed = kinds[0] & waits | kinds[1] & table.done[slots, place]
-        else:
-            closed = kinds[0] & waits
+        # Of a first block this is the end of the row, and it has no gate.
+        in_front = self.table.masked[slots[:, None], position - self.block]
+        closed = in_front.any(dim=-1) & upload(np.array(gated), self.device)
         return closed[:, None]
 
 

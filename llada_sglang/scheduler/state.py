@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,8 +46,8 @@ class RequestRecord:
     most blocks in flight, or `auto`.
     general: whether its rows need their logits, and not only what leads them. special: whether
     more is to be done for a row than to unmask by the leading tokens. predictable: whether the
-    next step can be planned before the result of the last one is known, as neither a grammar nor
-    another block depends on what it was. verifies: as `Policy.verifies`.
+    next step can be planned before the result of the last one is known, as nothing that was
+    unmasked is taken back and neither a grammar nor another block depends on what it was.
     """
 
     params: DecodeParams
@@ -67,7 +66,6 @@ class RequestRecord:
     general: bool = field(init=False)
     special: bool = field(init=False)
     predictable: bool = field(init=False)
-    verifies: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # A grammar's state is known behind one frontier only.
@@ -76,8 +74,9 @@ class RequestRecord:
         self.policy = self.params.policy
         self.general = self.options.general or self.policy_reads
         self.special = self.general or self.options.reports or self.policy.edits
-        self.predictable = self.lookahead == 1 and not self.options.constrained
-        self.verifies = self.policy.verifies(self.params.values)
+        self.predictable = (
+            self.lookahead == 1 and not self.options.constrained and not self.policy.edits
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +130,7 @@ class BlockState:
     below which K/V is persisted by forwards that ran or are under way. text_start, text_end: the
     first generated position and the first one past the budget. flight: the blocks in flight,
     consecutive, never empty; tokens are final in front of the first. gated: the block behind them
-    where it is under way before it is known whether the one in flight is resolved; it counts if
+    where it is under way before it is known whether the one in flight is final; it counts if
     it was. pace: the most that a step of the block before these resolved, 0 for none. prompt_front:
     `front` at admission; final blocks below it are prefill rows, those above it commit rows. order:
     admission order, for retraction. published: whether the prompt's blocks were shown to the tree.
@@ -187,8 +186,6 @@ class BlockState:
     def may_resolve(self, reach: float) -> bool:
         """Whether the step under way may resolve the only block in flight; see the planner."""
         one, schedule = self.flight[0], self.record.schedule
-        if self.record.verifies:
-            return one.masks == 0 or reach == math.inf
         least = schedule[min(one.forced, len(schedule) - 1)]
         # Of a request that has taken no step yet everything is to be expected.
         pace = max(one.most, self.pace) or one.canvas.size
@@ -228,7 +225,7 @@ class ActiveRow(NamedTuple):
 
     step: steps its block has taken before. least: how many positions have to be unmasked; 0 where
     the block is not forced, and only there. gated: whether it changes nothing unless the block in
-    front of it holds no mask when the forward begins.
+    front of it is final when the forward begins.
     """
 
     state: BlockState

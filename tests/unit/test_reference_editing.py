@@ -43,6 +43,15 @@ def test_edit_unmasks_and_edits_in_one_step_and_ends_when_nothing_changes() -> N
     assert (result.steps_per_block, result.forwards) == ((3,), 3)
 
 
+def test_the_step_that_finds_a_block_final_is_shared_with_the_next_blocks_first() -> None:
+    kept = run(lambda at, canvas: {1: 0.9}, [], policy="edit", max_new_tokens=12)
+    assert (kept.steps_per_block, kept.forwards) == ((2, 2, 2), 4)
+    # Ended by its budget while it still changes, a block shares nothing.
+    parameters = {"max_post_edit_steps": 2}
+    changed = run(flip, [], policy="edit", max_new_tokens=12, parameters=parameters)
+    assert changed.forwards == sum(changed.steps_per_block)
+
+
 @pytest.mark.parametrize(
     ("options", "expected", "last"),
     [

@@ -135,7 +135,10 @@ def test_decoding_ends_with_legal_tokens_only(
     assert 1 <= result.forwards <= blocks * per_block
     assert result.forwards <= sum(result.steps_per_block)
     assert max(result.unmask_step) < max(result.steps_per_block)
-    if lookahead == 1 or editing:
+    if editing:
+        shared = sum(result.steps_per_block) - result.forwards
+        assert 0 <= shared < len(result.steps_per_block)
+    elif lookahead == 1:
         assert result.forwards == sum(result.steps_per_block)
 
 

@@ -201,3 +201,27 @@ def test_actions_are_candidates_of_levenshtein_only(name: str) -> None:
     rounds.run()
     assert len(got.output_ids) == 12
     assert not {MASK, DELETE, SPLIT} & set(got.output_ids)
+
+
+@pytest.mark.parametrize("name", ["edit", "levenshtein"])
+def test_a_block_that_is_found_final_has_carried_the_next_ones_first_step(name: str) -> None:
+    """Its row is there in the same forward, and nothing of it counts where the block changed."""
+    request: dict[str, Any] = {
+        "custom": {"policy": name, "threshold": 0.3, "edit_threshold": 0.9},
+        "prompt": [1, 2],
+        "tokens": 40,
+        "ignore_eos": True,
+        "temperature": 0.0,
+        "seed": 0,
+        "min_new_tokens": 0,
+    }
+    rounds = ModelledRounds(model("random", 1), CHECKPOINT, vocab=VOCAB)
+    got = submit(rounds, request)
+    rounds.run()
+    want = expected(model("random", 1), request)
+    assert tuple(got.output_ids) == want.output_ids
+    tally = rounds.rounds.tally
+    shared = sum(want.steps_per_block) - want.forwards
+    assert shared > 0
+    assert tally.denoise_forwards == want.forwards
+    assert tally.denoise_rows == sum(want.steps_per_block), "a closed row is nobody's"

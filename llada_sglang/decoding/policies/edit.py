@@ -52,9 +52,6 @@ class Edit(EditingPolicy):
             "max_post_edit_steps": float(values["max_post_edit_steps"])
         }
 
-    def verifies(self, values: Mapping[str, Any]) -> bool:
-        return bool(values["max_post_edit_steps"])
-
     def state(self) -> Mapping[str, StateSpec]:
         return {"post": StateSpec((), torch.int64)}
 

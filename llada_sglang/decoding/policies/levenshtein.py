@@ -59,9 +59,6 @@ class Levenshtein(EditingPolicy):
             "max_post_edit_steps": float(values["max_post_edit_steps"])
         }
 
-    def verifies(self, values: Mapping[str, Any]) -> bool:
-        return bool(values["max_post_edit_steps"])
-
     def state(self) -> Mapping[str, StateSpec]:
         block = self.checkpoint.block
         return {
