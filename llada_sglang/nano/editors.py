@@ -203,6 +203,7 @@ class BatchedEditor(BatchedDecoder):
             for row, scores in zip(rows, logits, strict=True):
                 block = blocks[row]
                 forwards[row] += 1
+                before, final = list(block.tokens), not block.masked()
                 if not self._rule(block, scores):
                     continue
                 written = block.tokens[block.given :]
@@ -212,6 +213,8 @@ class BatchedEditor(BatchedDecoder):
                     del blocks[row]
                 else:
                     blocks[row] = self._begin(texts[row])
+                    # The engine takes its first step in the forward that found this one final.
+                    forwards[row] -= final and block.tokens == before
         return [
             self._answer(texts[row][len(prompt) :], forwards[row])
             for row, prompt in enumerate(prompts)
