@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .tools/bin/uv)
 # Two workers, a thread each: most of the time is processes of the host importing their modules.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 STAMP  := $(VENV)/.setup-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
 .PHONY: setup demo lint types unit engine test format clean distclean
@@ -37,10 +37,10 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(PYTEST) --dist loadfile tests/unit
+	$(PYTEST) tests/unit
 
 engine: setup
-	$(PYTEST) --dist loadgroup tests/engine
+	$(PYTEST) tests/engine
 
 test: lint types unit engine
 

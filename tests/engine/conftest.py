@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import write_llada2, write_qwen2
@@ -16,19 +16,26 @@ if TYPE_CHECKING:
     from oracle import Oracle
 
 
-SHARED_SERVERS = ("nano_server", "random_server", "configured_server")
+ON_THE_NANO_SERVER = frozenset(
+    f"test_{name}"
+    for name in (
+        *("chat_command", "clients", "http_requests", "openai_fields", "published_requests"),
+        "tools",
+    )
+)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for `pytest -n --dist loadgroup`: by shared server, else by file.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers get whole files, and one of them all files of the nano server, which starts once."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    A worker keeps one server alive and runs a group from end to end, so each server starts once.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = next((name for name in SHARED_SERVERS if name in fixtures), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+    class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.partition("::")[0]).stem
+            return "the nano server" if stem in ON_THE_NANO_SERVER else stem
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -43,20 +50,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
 def nano_server(servers: ServerPool, nano: Path) -> Server:
     """The trained nano checkpoint, started with no flag but float32 for exact comparisons."""
     return servers.get(ServerSpec(str(nano), ("--dtype", "float32")))
-
-
-@pytest.fixture
-def random_server(servers: ServerPool, random_llada2: Path) -> Server:
-    """The random checkpoint, which is float32, started with no flag at all."""
-    return servers.get(ServerSpec(str(random_llada2)))
-
-
-@pytest.fixture
-def configured_server(servers: ServerPool, nano: Path) -> Server:
-    """The trained nano with decoding defaults and a grammar backend from the command line."""
-    decoding = "{threshold: 1.0, steps: 8}"
-    flags = ("--dllm-algorithm-config", decoding, "--grammar-backend", "llguidance")
-    return servers.get(ServerSpec(str(nano), ("--dtype", "float32", *flags)))
 
 
 @pytest.fixture(scope="session")

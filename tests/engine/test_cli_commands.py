@@ -1,4 +1,4 @@
-"""`llada-sglang demo` and `chat` with the real server and the trained checkpoint."""
+"""`llada-sglang demo` with the real server and the trained checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import Server, ServerPool
+from servers import ServerPool
 
 from llada_sglang.nano import tasks
 
@@ -121,35 +121,3 @@ def test_a_demo_whose_scheduler_is_killed_says_so_and_leaves_nothing_running(
     assert status == 1
     assert "llada-sglang: the server ended with status" in errors
     assert "Traceback (most recent call last)" not in errors.split("The end of its log")[0]
-
-
-def test_a_chat_with_a_running_server_remembers_what_was_said(
-    nano_server: Server, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        [*COMMAND, "chat", "--url", nano_server.url],
-        input="Count from 3 to 9.\nAgain.\n/quit\n",
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=READY_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3, 4, 5, 6, 7, 8, 9\n") == 2, done.stdout
-    assert len(re.findall(r"[\d.]+ tokens/s  [\d.]+ tokens/forward", done.stdout)) == 2
-
-
-def test_a_chat_whose_turn_is_refused_goes_on(nano_server: Server, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "chat", "--url", nano_server.url],
-        input="word " * 20000 + "\nCount from 3 to 9.\n",
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=READY_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "llada-sglang: " in done.stderr
-    assert "3, 4, 5, 6, 7, 8, 9\n" in done.stdout

@@ -216,19 +216,3 @@ def test_a_mixed_crowd_is_served(nano_server: Server, oracle: Oracle) -> None:
     for first, again in zip(replies[:7], replies[35:42], strict=True):
         assert first["output_ids"] == again["output_ids"]
     alive_and_exact(nano_server, oracle)
-
-
-def test_the_server_s_decoding_defaults_from_its_command_line(
-    configured_server: Server, oracle: Oracle
-) -> None:
-    prompt = list(range(40, 75))
-    answer = configured_server.generate(prompt, max_new_tokens=40)
-    assert tuple(answer["output_ids"]) == (
-        oracle(prompt, max_new_tokens=40, threshold=1.0, steps=8).output_ids
-    )
-    body = {
-        "input_ids": prompt,
-        "sampling_params": {"max_new_tokens": 40, "custom_params": {"steps": 32}},
-    }
-    expected = oracle(prompt, max_new_tokens=40, threshold=1.0, steps=32)
-    assert tuple(configured_server.post("/generate", body)["output_ids"]) == expected.output_ids

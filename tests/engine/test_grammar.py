@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jsonschema
 import pytest
-import requests
 from inprocess import Answer, InProcessEngine
 from json_schemas import schemas
 from oracle import Oracle
-from servers import Server
 
 from llada_sglang.nano import tasks
 from llada_sglang.nano.chat import render_prompt
@@ -57,29 +53,6 @@ def test_two_hundred_schemas_on_nano(engine: InProcessEngine, prompt: list[int])
         jsonschema.validate(json.loads(text_of(engine, rid)), schema)
         per_forward.append(answer.info["tokens_per_forward"])
     assert sum(per_forward) / len(per_forward) > 2.0
-
-
-def test_two_hundred_schemas_on_random_weights(random_server: Server) -> None:
-    def ask(case: tuple[int, dict[str, Any]]) -> dict[str, Any]:
-        index, schema = case
-        body = {
-            "text": "go",
-            "sampling_params": {
-                "max_new_tokens": 500,
-                "json_schema": json.dumps(schema),
-                "temperature": float(index % 2),
-                "sampling_seed": index,
-            },
-        }
-        reply = requests.post(f"{random_server.url}/generate", json=body, timeout=300)
-        assert reply.status_code == 200, reply.text
-        return dict(reply.json())
-
-    with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(ask, enumerate(SCHEMAS)))
-    for schema, reply in zip(SCHEMAS, replies, strict=True):
-        assert reply["meta_info"]["finish_reason"]["type"] == "stop", (schema, reply)
-        jsonschema.validate(json.loads(reply["text"]), schema)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
@@ -225,32 +198,3 @@ def test_ignore_eos_does_not_outlive_the_grammar(
     engine.run()
     assert finished(engine, rid).finish["type"] == "stop"
     assert re.fullmatch("[0-9]{4}", text_of(engine, rid))
-
-
-def test_the_hosts_other_grammar_backend(configured_server: Server) -> None:
-    url = f"{configured_server.url}/generate"
-
-    def ask(case: tuple[int, dict[str, Any]]) -> None:
-        index, schema = case
-        body = {
-            "text": "go",
-            "sampling_params": {
-                "max_new_tokens": 500,
-                "json_schema": json.dumps(schema),
-                "temperature": float(index % 2),
-                "sampling_seed": index,
-            },
-        }
-        reply = requests.post(url, json=body, timeout=300)
-        assert reply.status_code == 200, reply.text
-        answer = reply.json()
-        assert answer["meta_info"]["finish_reason"]["type"] == "stop", schema
-        jsonschema.validate(json.loads(answer["text"]), schema)
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(ask, enumerate(SCHEMAS[::4])))
-    body = {"text": "go", "sampling_params": {"max_new_tokens": 60, "regex": "(ab|cd){3,9}x"}}
-    text = requests.post(url, json=body, timeout=300).json()["text"]
-    assert re.fullmatch("(ab|cd){3,9}x", text)
-    bad = {"text": "go", "sampling_params": {"json_schema": '{"type": "nothing"}'}}
-    assert requests.post(url, json=bad, timeout=300).status_code == 400

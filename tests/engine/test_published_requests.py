@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
-from servers import Server, ServerPool
+from servers import Server
 
 from llada_sglang.nano import tasks
 from llada_sglang.nano.chat import render_prompt
@@ -238,51 +235,3 @@ def test_a_stream_interval_joins_chunks(nano_server: Server) -> None:
             return sum(line.startswith(b"data: {") for line in answer)
 
     assert chunks(1) > chunks(100)
-
-
-PROGRAM = """
-import json, sys
-import sglang
-
-if __name__ == "__main__":
-    engine = sglang.Engine(model_path=sys.argv[1], log_level="error")
-    told = {}
-    params = {"gen_length": 64, "block_length": 32, "temperature": None}
-    told["text"] = engine.generate(sys.argv[2], params)["text"]
-    asked = (
-        ("block_length", lambda: engine.generate("a", {"block_length": 16})),
-        ("image_data", lambda: engine.generate("a", {}, image_data=["a.png"])),
-        ("embeddings", lambda: engine.encode("a")),
-        ("scores", lambda: engine.score("a", ["b"], [5])),
-    )
-    for name, ask in asked:
-        try:
-            told[name] = f"answered: {ask()}"
-        except ValueError as error:
-            told[name] = str(error)
-    engine.shutdown()
-    print("told " + json.dumps(told))
-"""
-
-
-def test_an_engine_without_an_argument_takes_published_names_and_refuses_the_rest(
-    servers: ServerPool, nano: Path, tmp_path: Path
-) -> None:
-    servers.close()  # two engines are more than a small machine holds
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, str(script), str(nano), PROMPT],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    line = next((x for x in done.stdout.splitlines() if x.startswith("told ")), "")
-    assert line, done.stdout + done.stderr
-    told = json.loads(line.removeprefix("told "))
-    assert told.pop("text") == QUESTION.answer
-    assert "block_length must be 32" in told.pop("block_length")
-    for name, message in told.items():
-        assert message.startswith(name), message
-        assert "not served" in message
