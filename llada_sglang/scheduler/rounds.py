@@ -215,11 +215,12 @@ class Rounds(Outcomes):
     def _start_riders(self) -> None:
         """Start the block behind every edited one that may be found final by the next step."""
         for state in self.states:
+            # One that waits behind its prompt had no row yet, and may have lost its slots.
+            self._drop_gated(state)
             one = state.flight[0]
             begin = one.start + self.block
             if (
                 state.record.policy.edits
-                and state.gated is None
                 and not one.masks
                 and begin < state.text_end
                 and not self._stops(state)
