@@ -55,8 +55,9 @@ class RowView:
     canvas: int64 [block], the mask id where masked; masked: bool [block]. columns: int64
     [positions], ascending, to which the logits belong: all masked positions, and where steps are
     launched ahead maybe some that were filled since, which `masked` tells. step: steps the block
-    has taken. numbers: the request's parameters. state: the policy's own tensors of this block, to
-    be changed in place. pick: how the request draws a token.
+    has taken; of an editing policy maybe one too many. numbers: the request's parameters. state:
+    the policy's own tensors of this block, to be changed in place; by an editing policy in `update`
+    only, as not every step of it counts. pick: how the request draws a token.
     """
 
     canvas: Tensor

@@ -19,6 +19,8 @@ class CanvasTable:
     tokens: int64 [slots, width], prompt, committed and candidate tokens by absolute position;
     masked positions hold the mask id. masked: bool [slots, width]; a literal mask id in a
     prompt is a token like any other, so masks are never told by id.
+    begun, finished: bool [slots, blocks], of blocks that are edited: whether one has taken a step,
+    and whether it has taken its last, behind which nothing of it changes.
     parameters: float64 [slots, parameters], what policies read, in an order of their own.
     stop_ids: int64 [slots, stops], padded with -1; text_start, text_end: int64 [slots].
     """
@@ -31,6 +33,9 @@ class CanvasTable:
         self.device = torch.device(device)
         self.tokens = torch.full((slots, width), mask_id, dtype=torch.int64, device=device)
         self.masked = torch.ones((slots, width), dtype=torch.bool, device=device)
+        blocks = -(-width // block)
+        self.begun = torch.zeros((slots, blocks), dtype=torch.bool, device=device)
+        self.finished = torch.zeros((slots, blocks), dtype=torch.bool, device=device)
         self.parameters = torch.zeros((slots, 4), dtype=torch.float64, device=device)
         self.stop_ids = torch.full((slots, 4), -1, dtype=torch.int64, device=device)
         self.text_start = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -71,6 +76,8 @@ class CanvasTable:
         self.tokens[slot, length:] = self.mask_id
         self.masked[slot, :length] = False
         self.masked[slot, length:] = True
+        self.begun[slot] = False
+        self.finished[slot] = False
         self._set_numbers(slot, numbers)
         self._set_stops(slot, stop_ids)
         self.text_start[slot] = text_start

@@ -157,9 +157,7 @@ class Chooser:
         for illegal in policy.illegal_ids:
             logits[:, illegal] = -torch.inf
         at = upload(columns, self.device)
-        noise = np.zeros(0)
-        if options.sampling.temperature > 0.0:
-            noise = uniform(options.sampling.seed, columns + one.start, active.step)
+        noise = self._noise(active, columns) if options.sampling.temperature > 0.0 else None
         if state.record.policy_reads and policy.reads_logits(params.values):
             self._read(choice, row, active, at, logits, noise)
         sampling = options.sampling
@@ -172,7 +170,8 @@ class Chooser:
                 logits[:, self._illegal_json(state)] = -torch.inf
 
             def pick(one: Tensor, index: int) -> tuple[int, float]:
-                token, confidence = self._pick(one, sampling, noise[index : index + 1])
+                some = None if noise is None else noise[index : index + 1]
+                token, confidence = self._pick(one, sampling, some)
                 return int(token), float(confidence)
 
             room = max(1, min(columns.size, int(state.text_end - one.start - columns[0])))
@@ -210,7 +209,7 @@ class Chooser:
         active: ActiveRow,
         at: Tensor,
         logits: Tensor,
-        noise: np.ndarray,
+        noise: Tensor | None,
     ) -> None:
         """Show the logits of a row to its policy, and keep what it reads."""
         state, one = active.state, active.block
@@ -240,9 +239,21 @@ class Chooser:
             self._illegal_json_ids = torch.tensor(found, dtype=torch.int64, device=self.device)
         return self._illegal_json_ids
 
-    def _pick(self, logits: Tensor, sampling: Sampling, noise: np.ndarray) -> tuple[Tensor, Tensor]:
-        if sampling.temperature > 0.0:
-            return draw(logits, sampling, upload(noise, self.device))
+    def _noise(self, active: ActiveRow, columns: np.ndarray) -> Tensor:
+        """A number in [0, 1) for each of some columns of a row, float64 [columns]."""
+        seed, one = active.state.record.options.sampling.seed, active.block
+        if not active.unsure:
+            return upload(uniform(seed, columns + one.start, active.step), self.device)
+        either = np.stack([uniform(seed, columns + one.start, step) for step in (0, active.step)])
+        begun = self.table.begun[active.state.slot, one.start // self.block]
+        return upload(either, self.device).index_select(0, begun.long()[None])[0]
+
+    def _pick(
+        self, logits: Tensor, sampling: Sampling, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Candidate and confidence per position. noise: as of `_noise`; None at temperature 0."""
+        if noise is not None:
+            return draw(logits, sampling, noise)
         statistics = vocab_statistics(logits.clone(), vocab_start=0, mask_id=self.table.mask_id)
         return combine_shards(ShardStatistics(*(part[None] for part in statistics)))
 

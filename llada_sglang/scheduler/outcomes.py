@@ -51,12 +51,12 @@ class Outcomes(Running):
         denoised = 0
         live: list[BlockState] = []
         for index, (state, one, _, least, gated) in enumerate(step.active):
-            if gated and one is state.gated and not _found_final(state.flight[0]):
-                self._drop_gated(state)
             if not one.held:
                 continue
-            denoised += 1
             one.pending -= 1
+            if gated and not _opened(state, one):
+                continue
+            denoised += 1
             if not live or live[-1] is not state:
                 live.append(state)
             if one.settled:  # it was a row for its K/V only
@@ -83,7 +83,8 @@ class Outcomes(Running):
                 self._fail(state, failed[id(state)])
             elif first.settled or state.shows or state.walks or len(state.flight) > 1:
                 self._act(state)
-            if state.gated is not None:
+            # Behind a block that is edited they may have begun in the step under way.
+            if state.gated and not (state.gated[0].pending and state.record.policy.edits):
                 self._drop_gated(state)
 
     def _act(self, state: BlockState) -> None:
@@ -134,6 +135,11 @@ class Outcomes(Running):
         one.details.take(new, details, one.step, details.source)
 
 
-def _found_final(one: ActiveBlock) -> bool:
-    """Whether the last known step was the one that found the block final, as it went in."""
-    return one.settled and one.persisted
+def _opened(state: BlockState, one: ActiveBlock) -> bool:
+    """Whether a gated row counts in the step whose outcome for the rows before it is known."""
+    if one not in state.gated:
+        return True  # it came into flight with the step before
+    place = state.gated.index(one)
+    in_front = state.gated[place - 1] if place else state.flight[0]
+    # Resolved is not enough: the step may have changed it, so that it begins with the next one.
+    return in_front.settled and in_front.persisted

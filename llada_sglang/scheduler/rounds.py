@@ -6,11 +6,11 @@ step old, and the texts are the same:
 
 - Step numbers, schedules and noise depend on how many steps a block has had, which is known.
 - Unmasking policies take nothing back. A stale mask is one too many at worst; the device's own
-  masks decide what is written.
+  masks decide what is written. Of blocks that are edited it notes itself which are finished.
 - A block that the step under way resolves has a row in the next forward all the same. Its input is
   final by then, so that this row is its commit.
 - The block behind it may ride in that forward too, as a *gated* row: one that changes nothing
-  unless the block in front held no mask when the forward began. So no step is lost.
+  unless the block in front was final when the forward began. So no step is lost.
 - A row of a request that ended, or one whose gate turns out to have been closed, is nobody's:
   results name blocks, not places, and a block that is not held any more takes none.
 
@@ -18,7 +18,8 @@ Requests of which the next step cannot be foretold make every step a synchronous
 
 Blocks that are edited take a last step that finds nothing to change. The block behind rides with
 every step that may be this one, gated: what it reads was final if it was, and its first step costs
-no forward of its own.
+no forward of its own. Planned ahead, it may have begun in the step under way, and even be what the
+next one finds final: then the block behind that one rides too.
 """
 
 from __future__ import annotations
@@ -78,10 +79,7 @@ class Rounds(Outcomes):
         for state in ahead:
             self._widen(state, width)
         self._secure_slots()
-        if overlap:
-            self._start_gated()
-        else:
-            self._start_riders()
+        self._start_gated()
         spans = plan_rows(
             self.states,
             block=self.block,
@@ -200,33 +198,29 @@ class Rounds(Outcomes):
         return False
 
     def _start_gated(self) -> None:
-        """Start the block behind every one that the step under way may resolve."""
+        """Start the block behind every one that may be final before the next step, or be found so
+        by it."""
         for state in self.states:
-            one = state.flight[0]
-            begin = one.start + self.block
-            if (
-                one.pending
-                and begin < state.text_end
-                and state.may_resolve(self.limits.reach)
-                and self.kv.extend(state.req, begin + self.block)
-            ):
-                state.gated = self._fresh(state, begin)
-
-    def _start_riders(self) -> None:
-        """Start the block behind every edited one that may be found final by the next step."""
-        for state in self.states:
-            # One that waits behind its prompt had no row yet, and may have lost its slots.
-            self._drop_gated(state)
-            one = state.flight[0]
-            begin = one.start + self.block
-            if (
-                state.record.policy.edits
-                and not one.masks
-                and begin < state.text_end
-                and not self._stops(state)
-                and self.kv.extend(state.req, begin + self.block)
-            ):
-                state.gated = self._fresh(state, begin)
+            if state.gated and not state.gated[0].pending:
+                # They waited behind the prompt: no row yet, and the slots may be gone.
+                self._drop_gated(state)
+            edits = state.record.policy.edits
+            # An edited block may have ended, and the one behind it with it, in the step under way.
+            while len(state.gated) < 1 + edits:
+                last = state.gated[-1] if state.gated else state.flight[0]
+                begin = last.start + self.block
+                if last.pending:
+                    near = state.may_resolve(last, self.limits.reach)
+                else:
+                    near = edits and not last.masks
+                if (
+                    not near
+                    or begin >= state.text_end
+                    or (edits and self._stops(state))
+                    or not self.kv.extend(state.req, begin + self.block)
+                ):
+                    break
+                state.gated.append(self._fresh(state, begin))
 
     def _launch(self, spans: Sequence[RowSpan]) -> Step:
         """Give the device a forward, and count its final rows as persisted."""

@@ -130,9 +130,12 @@ class BlockRunner:
         slots += [row.state.slot for row in active]
         pages += [row.state.req.kv.req_pool_idx for row in active]
         starts += [row.block.start for row in active]
-        least = [0] * before + [row.least for row in active]
+        nothing = [0] * before
+        least = nothing + [row.least for row in active]
+        gated = nothing + [row.gated for row in active]
+        edits = nothing + [row.state.record.policy.edits for row in active]
 
-        host = np.array([slots, pages, starts, least], dtype=np.int64)
+        host = np.array([slots, pages, starts, least, gated, edits], dtype=np.int64)
         rows = upload(host, self.device)
         hidden = self._forward(rows, starts, pages)
         if not active:
@@ -144,10 +147,11 @@ class BlockRunner:
     def _forward(self, rows: Tensor, starts: list[int], requests: list[int]) -> Tensor:
         """Persist K/V of every row and return hidden states [rows * block, hidden].
 
-        rows: int64 [4, rows], canvas slot, page-table row, start and least of each. starts,
-        requests: what of it the host plans with, starts and page-table rows.
+        rows: int64 [6, rows], of each: canvas slot, page-table row, start, least, whether it is
+        gated, whether it is edited. starts, requests: what of it the host plans with, starts and
+        page-table rows.
         """
-        slots, pages, first, _ = rows
+        slots, pages, first = rows[:3]
         block, batch = self.block, len(starts)
         if batch > self._row_lens.numel():
             self._row_lens = torch.full((2 * batch,), block, dtype=torch.int32, device=self.device)
@@ -192,9 +196,13 @@ class BlockRunner:
         whether the block is settled.
         """
         table = self.table
-        slots, _, first, least = rows
+        slots, _, first, least, gated, edits = rows
         position = first[:, None] + self._columns
-        closed = self._closed_gates(slots, position, active)
+        closed = None
+        if any(row.gated for row in active):
+            # The block in front; of a first block this is the end of the row, and has no gate.
+            in_front = table.masked[slots[:, None], position - self.block].any(dim=-1)
+            closed = gated.bool() & in_front
         if _plain(choice, active):
             column = list(active[0].state.record.numbers).index("threshold")
             return threshold_update(
@@ -211,7 +219,7 @@ class BlockRunner:
                 least,
                 choice.candidate,
                 choice.confidence,
-                None if closed is None else closed[:, 0],
+                closed,
             )
         where = (slots[:, None], position)
         canvas, masked = table.tokens[where], table.masked[where]
@@ -223,16 +231,15 @@ class BlockRunner:
             new_canvas[row], new_masked[row] = canvas[row], masked[row]
             new_canvas[row, columns] = choice.candidate[row, columns]
             new_masked[row, columns] = False
-        riders = [row.gated and row.state.record.policy.edits for row in active]
-        if closed is not None and any(riders):
-            assert updated.done is not None, "only an editing policy says which blocks are done"
-            kept = (new_canvas == canvas).all(dim=-1) & ~masked.any(dim=-1)
-            # Row 0 of a forward has no gate, and what is rolled there is not read.
-            found = (kept & ~new_masked.any(dim=-1) & updated.done).roll(1)
-            closed = closed | (upload(np.array(riders), self.device) & ~found)[:, None]
+        if updated.done is not None:
+            changed = (new_canvas != canvas) | masked | new_masked
+            found = updated.done & ~changed.any(dim=-1)
+            closed = self._closed_edits(rows, closed, updated.done, found)
+        for write in updated.writes:
+            write.apply(closed)
         if closed is not None:
-            new_canvas = torch.where(closed, canvas, new_canvas)
-            new_masked = torch.where(closed, masked, new_masked)
+            new_canvas = torch.where(closed[:, None], canvas, new_canvas)
+            new_masked = torch.where(closed[:, None], masked, new_masked)
         table.tokens[where] = new_canvas
         table.masked[where] = new_masked
         settled = settled_rows(
@@ -243,8 +250,8 @@ class BlockRunner:
             text_start=text_start,
             text_end=table.text_end[slots],
         )
-        if updated.done is not None and updated.edits is not None:
-            settled = torch.where(updated.edits, updated.done, settled)
+        if updated.done is not None:
+            settled = torch.where(edits.bool(), updated.done, settled)
         for row, source in updated.source.items():
             if row in choice.details:
                 choice.details[row] |= {
@@ -254,22 +261,29 @@ class BlockRunner:
         shown = new_canvas.masked_fill(new_masked, MASKED)
         return torch.cat([shown, settled[:, None]], dim=1)
 
-    def _closed_gates(
-        self, slots: Tensor, position: Tensor, active: Sequence[ActiveRow]
-    ) -> Tensor | None:
-        """Which rows must not change anything, bool [rows, 1]; None where no row is gated.
+    def _closed_edits(
+        self, rows: Tensor, closed: Tensor | None, done: Tensor, found: Tensor
+    ) -> Tensor:
+        """Which rows must not change anything, bool [rows], where some are edited; notes the rest.
 
-        A gate is read before this step is written, so it is open if the block in front was
-        resolved when this step's forward began, and its row of this forward was its commit. Of
-        blocks that are edited that is not enough: `_update` sees whether the step kept it.
+        An edited block changes no more once it is finished. Behind it a gate is open if it was
+        finished when this step's forward began, or if this step found it final: then its row of
+        this forward saw the final tokens. closed: bool [rows], gated rows behind masks; None where
+        no row is gated. done, found: bool [rows], what this step finishes, and finds final.
         """
-        gated = [row.gated for row in active]
-        if not any(gated):
-            return None
-        # Of a first block this is the end of the row, and it has no gate.
-        in_front = self.table.masked[slots[:, None], position - self.block]
-        closed = in_front.any(dim=-1) & upload(np.array(gated), self.device)
-        return closed[:, None]
+        table = self.table
+        slots, _, first, _, gated, edits = rows
+        edited, place = edits.bool(), first // self.block
+        finished = edited & table.finished[slots, place]
+        shut = finished
+        if closed is not None:
+            # Row 0 of a forward has no gate, and what is rolled there is not read.
+            final = table.finished[slots, place - 1] | found.roll(1)
+            shut = finished | torch.where(edited, gated.bool() & ~final, closed)
+        counts = edited & ~shut
+        table.begun[slots, place] |= counts
+        table.finished[slots, place] = finished | (counts & done)
+        return shut
 
 
 def _plain(choice: Choice, active: Sequence[ActiveRow]) -> bool:

@@ -171,9 +171,9 @@ class Running:
         self.table.state_of(state.record.policy).release(one.state_row)
 
     def _drop_gated(self, state: BlockState) -> None:
-        if state.gated is not None:
-            self._drop(state, state.gated)
-            state.gated = None
+        for one in state.gated:
+            self._drop(state, one)
+        state.gated.clear()
 
     def _fresh(self, state: BlockState, begin: int) -> ActiveBlock:
         """A block of masks at `begin`, with a row of its policy's state."""
@@ -208,9 +208,8 @@ class Running:
             assert not one.masks, f"request {req.rid} settled without an end"
             self.changed[id(req)] = req
             state.record.provisional = None
-            if state.gated is not None:
-                state.flight.append(state.gated)
-                state.gated = None
+            if state.gated:
+                state.flight.append(state.gated.pop(0))
             elif len(state.flight) == 1:
                 state.flight.append(self._fresh(state, one.start + self.block))
             self._drop(state, one)

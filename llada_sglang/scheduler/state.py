@@ -46,8 +46,8 @@ class RequestRecord:
     most blocks in flight, or `auto`.
     general: whether its rows need their logits, and not only what leads them. special: whether
     more is to be done for a row than to unmask by the leading tokens. predictable: whether the
-    next step can be planned before the result of the last one is known, as nothing that was
-    unmasked is taken back and neither a grammar nor another block depends on what it was.
+    next step can be planned before the result of the last one is known, as neither a grammar nor
+    another block in flight depends on what it was.
     """
 
     params: DecodeParams
@@ -74,9 +74,7 @@ class RequestRecord:
         self.policy = self.params.policy
         self.general = self.options.general or self.policy_reads
         self.special = self.general or self.options.reports or self.policy.edits
-        self.predictable = (
-            self.lookahead == 1 and not self.options.constrained and not self.policy.edits
-        )
+        self.predictable = self.lookahead == 1 and not self.options.constrained
 
 
 @dataclass(slots=True, eq=False)
@@ -129,13 +127,14 @@ class BlockState:
     slot: row of the canvas table. committed: an absolute position, a multiple of the block size,
     below which K/V is persisted by forwards that ran or are under way. text_start, text_end: the
     first generated position and the first one past the budget. flight: the blocks in flight,
-    consecutive, never empty; tokens are final in front of the first. gated: the block behind them
-    where it is under way before it is known whether the one in flight is final; it counts if
-    it was. pace: the most that a step of the block before these resolved, 0 for none. prompt_front:
-    `front` at admission; final blocks below it are prefill rows, those above it commit rows. order:
-    admission order, for retraction. published: whether the prompt's blocks were shown to the tree.
-    denoises: whether it wants text at all. shows: whether its stream shows unresolved blocks;
-    walks: whether its text is looked at after every step and not only when a block has settled.
+    consecutive, never empty; tokens are final in front of the first. gated: the blocks behind the
+    only one in flight that are under way before it is known whether the one in front is final;
+    their steps count from when it was. pace: the most that a step of the block before these
+    resolved, 0 for none. prompt_front: `front` at admission; final blocks below it are prefill
+    rows, those above it commit rows. order: admission order, for retraction. published: whether the
+    prompt's blocks were shown to the tree. denoises: whether it wants text at all. shows: whether
+    its stream shows unresolved blocks; walks: whether its text is looked at after every step and
+    not only when a block has settled.
     """
 
     req: Req
@@ -147,7 +146,7 @@ class BlockState:
     text_end: int
     prompt_front: int
     flight: list[ActiveBlock]
-    gated: ActiveBlock | None = None
+    gated: list[ActiveBlock] = field(default_factory=list)
     pace: int = 0
     published: bool = False
     denoises: bool = field(init=False)
@@ -172,7 +171,7 @@ class BlockState:
 
     @property
     def denoise_rows(self) -> int:
-        """Blocks that have to be rows of the next forward: the first in flight, and a gated one.
+        """Blocks that have to be rows of the next forward: the first in flight, and gated ones.
 
         Those behind the last unsettled one can wait: nobody reads their K/V.
         """
@@ -181,14 +180,14 @@ class BlockState:
         rows = len(self.flight)
         while rows > 1 and self.flight[rows - 1].settled:
             rows -= 1
-        return rows if self.gated is None else rows + 1
+        return rows + len(self.gated)
 
-    def may_resolve(self, reach: float) -> bool:
-        """Whether the step under way may resolve the only block in flight; see the planner."""
-        one, schedule = self.flight[0], self.record.schedule
+    def may_resolve(self, one: ActiveBlock, reach: float) -> bool:
+        """Whether the step under way may resolve a block of it; see the planner."""
+        schedule = self.record.schedule
         least = schedule[min(one.forced, len(schedule) - 1)]
         # Of a request that has taken no step yet everything is to be expected.
-        pace = max(one.most, self.pace) or one.canvas.size
+        pace = max(one.most, self.flight[0].most, self.pace) or one.canvas.size
         return may_resolve(one.masks, least=least, pace=pace, reach=reach)
 
     def rows(self, count: int) -> list[ActiveRow]:
@@ -201,9 +200,9 @@ class BlockState:
             forced = self.forces(one)
             least = self._scheduled(one) if forced else 0
             rows.append(ActiveRow(self, one, one.step + one.pending, least))
-        if len(rows) < count:
-            assert self.gated is not None, "more rows than blocks in flight"
-            rows.append(ActiveRow(self, self.gated, 0, self._scheduled(self.gated), True))
+        for one in self.gated[: count - len(rows)]:
+            rows.append(ActiveRow(self, one, one.pending, self._scheduled(one), True))
+        assert len(rows) == count, "more rows than blocks"
         return rows
 
     def forces(self, one: ActiveBlock) -> bool:
@@ -223,9 +222,9 @@ class BlockState:
 class ActiveRow(NamedTuple):
     """A denoise row of a forward.
 
-    step: steps its block has taken before. least: how many positions have to be unmasked; 0 where
-    the block is not forced, and only there. gated: whether it changes nothing unless the block in
-    front of it is final when the forward begins.
+    step: steps its block has taken before; 1 may be 0 where it is unsure. least: how many positions
+    have to be unmasked; 0 where the block is not forced, and only there. gated: whether it changes
+    nothing unless the block in front of it is final.
     """
 
     state: BlockState
@@ -233,3 +232,8 @@ class ActiveRow(NamedTuple):
     step: int
     least: int
     gated: bool = False
+
+    @property
+    def unsure(self) -> bool:
+        """Whether only the device knows if the one step counts that its block had before."""
+        return self.gated and self.step > 0

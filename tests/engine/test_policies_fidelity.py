@@ -62,7 +62,12 @@ def test_alone(engine: InProcessEngine, oracle: Oracle, case: dict[str, Any]) ->
         assert tuple(answer.ids) == expected.output_ids
         assert tuple(answer.traces["unmask_step"]) == expected.unmask_step
         assert answer.traces["unmask_confidence"] == pytest.approx(expected.confidence, abs=1e-4)
-        assert answer.info["denoise_forwards"] == expected.forwards
+        forwards = answer.info["denoise_forwards"]
+        if case in EDITING and engine.scheduler.rounds.overlap:
+            # That a block's last step will be one is not always known in time for a rider.
+            assert expected.forwards <= forwards <= sum(expected.steps_per_block)
+        else:
+            assert forwards == expected.forwards
     clean(engine)
 
 

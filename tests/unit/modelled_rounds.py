@@ -168,7 +168,7 @@ class _Runner(BlockRunner):
         self.kv = kv
 
     def _forward(self, rows: Tensor, starts: list[int], requests: list[int]) -> Tensor:
-        slots, requests, _, _ = rows.tolist()
+        slots, requests = rows[:2].tolist()
         places = list(zip(slots, requests, starts, strict=True))
         # K/V of all rows are written before any row reads.
         for slot, request, start in places:

@@ -26,6 +26,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "factor": {"custom": {"policy": "factor"}},
     "hierarchical": {"custom": {"policy": "hierarchical"}},
     "edit": {"custom": {"policy": "edit"}},
+    "sampled edit": {
+        "custom": {"policy": "edit", "threshold": 0.2, "edit_threshold": 0.6},
+        "sampling": Sampling(temperature=0.9, seed=4),
+    },
     "lookahead": {"custom": {"lookahead": 3, "lookahead_start": 0.0}},
     "sampled": {"sampling": Sampling(temperature=0.9, seed=4)},
     "filtered": {"sampling": Sampling(temperature=0.9, top_k=5, top_p=0.8, min_p=0.05, seed=4)},

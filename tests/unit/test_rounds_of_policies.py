@@ -179,7 +179,11 @@ def test_any_mix_of_policies_gives_the_references_tokens(
         assert got.customized_info["unmask_confidence"][:count] == pytest.approx(
             want.confidence, abs=1e-5
         )
-        assert rounds.records[got.rid].denoise_forwards == want.forwards
+        forwards = rounds.records[got.rid].denoise_forwards
+        if overlap and request["custom"]["policy"] in ("edit", "levenshtein"):
+            assert want.forwards <= forwards <= sum(want.steps_per_block)
+        else:
+            assert forwards == want.forwards
         assert not {MASK, DELETE, SPLIT} & set(text)
 
 

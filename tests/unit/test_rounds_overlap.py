@@ -24,7 +24,7 @@ from test_rounds_of_policies import (
 
 from llada_sglang import env
 
-PREDICTABLE = st.one_of(
+UNMASKING = st.one_of(
     policy("threshold", threshold=THRESHOLDS),
     policy("threshold", threshold=THRESHOLDS),
     policy("steps"),
@@ -37,10 +37,25 @@ PREDICTABLE = st.one_of(
         {"steps": st.integers(1, 5), "eos_early_stop": st.booleans()}
     ).map(lambda common: {**common, **own})
 )
-OTHERS = st.one_of(
-    policy("edit", max_post_edit_steps=st.integers(0, 3), edit_threshold=THRESHOLDS),
-    policy("levenshtein", max_post_edit_steps=st.integers(0, 3), edit_threshold=THRESHOLDS),
-    policy("threshold", lookahead=st.integers(2, 4), lookahead_start=st.sampled_from([0.0, 0.5])),
+BUDGETS = st.integers(0, 4)
+EDITING = st.one_of(
+    policy(
+        "edit",
+        threshold=THRESHOLDS,
+        edit_threshold=st.sampled_from([0.0, 0.3, 0.9]),
+        max_post_edit_steps=BUDGETS,
+        penalty_lambda=st.sampled_from([0.0, 0.0, 2.0]),
+    ),
+    policy(
+        "levenshtein",
+        threshold=THRESHOLDS,
+        edit_threshold=st.sampled_from([0.0, 0.3, 0.9]),
+        max_post_edit_steps=BUDGETS,
+    ),
+)
+PREDICTABLE = st.one_of(UNMASKING, EDITING)
+OTHERS = policy(
+    "threshold", lookahead=st.integers(2, 4), lookahead_start=st.sampled_from([0.0, 0.5])
 )
 
 
@@ -71,13 +86,14 @@ def check(rounds: ModelledRounds, logits_of: Any, got: Any, request: dict[str, A
     )
     forwards = rounds.records[got.rid].denoise_forwards
     if request["custom"]["policy"] in ("edit", "levenshtein"):
-        # Where the pool is full there is no room for the next block's first step to ride along.
+        # Where the pool is full there is no room for the next block's first step to ride along,
+        # and of what a step has just resolved nobody knew in time that it should.
         assert want.forwards <= forwards <= sum(want.steps_per_block)
     else:
         assert forwards == want.forwards
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 255),
@@ -178,7 +194,8 @@ def test_a_block_loses_one_step_where_the_next_one_never_rides_along() -> None:
     assert ahead.rounds.tally.commit_rows == plain.rounds.tally.commit_rows
 
 
-def test_a_result_is_taken_after_the_next_step_is_launched() -> None:
+@pytest.mark.parametrize("name", ["threshold", "edit", "levenshtein"])
+def test_a_result_is_taken_after_the_next_step_is_launched(name: str) -> None:
     rounds = ModelledRounds(model("random", 2), CHECKPOINT, vocab=VOCAB, overlap=True)
     events: list[str] = []
     runner = rounds.rounds.runner
@@ -192,10 +209,20 @@ def test_a_result_is_taken_after_the_next_step_is_launched() -> None:
         return step
 
     runner.launch = launched  # type: ignore[method-assign]
-    submit(rounds, request(12))
+    submit(rounds, request(12, policy=name))
     rounds.run()
     assert events[:4] == ["launch", "launch", "result", "launch"]
     assert events.count("launch") == events.count("result") + 1
+
+
+@pytest.mark.parametrize("name", ["edit", "levenshtein"])
+def test_edited_blocks_are_launched_ahead_too(name: str) -> None:
+    """And their riders begin in the same steps as if every result was known."""
+    custom = {"policy": name, "threshold": 0.1, "edit_threshold": 0.9}
+    ahead, plain = both([request(40, **custom)], reach=float("inf"))
+    assert ahead.rounds.tally.denoise_rows == plain.rounds.tally.denoise_rows
+    assert ahead.rounds.tally.denoise_forwards == plain.rounds.tally.denoise_forwards
+    assert ahead.rounds.tally.forwards == plain.rounds.tally.forwards + 1
 
 
 def test_a_stop_ends_the_request_and_what_ran_on_is_nobodys() -> None:
