@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
+import requests
+
 Schema = dict[str, Any]
+
+AT_ONCE = 16
 
 _KEYS = ("id", "name", "größe", "kind", "値", "on", "x_1", "a b", 'quo"te', "empty")
 _PATTERNS = ("[a-z]{1,4}", "[0-9]{4}-[0-9]{2}", "(ja|nein|doch)", "#[0-9a-f]{6}", "[äöü]{2}")
@@ -19,6 +27,30 @@ def schemas(count: int, seed: int = 0) -> list[Schema]:
         depth = i * 4 // count
         out.append(_recursive(rng) if i % 10 == 9 else _schema(rng, depth))
     return out
+
+
+def check_answers(url: str, asked: Sequence[Schema]) -> None:
+    """Ask a server for a text of every schema, every other one sampled; each ends and is valid."""
+
+    def ask(index: int) -> dict[str, Any]:
+        body = {
+            "text": "go",
+            "sampling_params": {
+                "max_new_tokens": 500,
+                "json_schema": json.dumps(asked[index]),
+                "temperature": float(index % 2),
+                "sampling_seed": index,
+            },
+        }
+        reply = requests.post(f"{url}/generate", json=body, timeout=300)
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        replies = list(pool.map(ask, range(len(asked))))
+    for schema, reply in zip(asked, replies, strict=True):
+        assert reply["meta_info"]["finish_reason"]["type"] == "stop", (schema, reply)
+        jsonschema.validate(json.loads(reply["text"]), schema)
 
 
 def _schema(rng: random.Random, depth: int) -> Schema:

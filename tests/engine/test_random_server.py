@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import requests
-from json_schemas import schemas
+from json_schemas import check_answers, schemas
 from oracle import Oracle
 from servers import Server, ServerPool, ServerSpec
 
@@ -31,24 +26,4 @@ def test_no_flag_gives_the_tokens_of_the_reference(
 
 
 def test_two_hundred_schemas_on_random_weights(random_server: Server) -> None:
-    def ask(case: tuple[int, dict[str, Any]]) -> dict[str, Any]:
-        index, schema = case
-        body = {
-            "text": "go",
-            "sampling_params": {
-                "max_new_tokens": 500,
-                "json_schema": json.dumps(schema),
-                "temperature": float(index % 2),
-                "sampling_seed": index,
-            },
-        }
-        reply = requests.post(f"{random_server.url}/generate", json=body, timeout=300)
-        assert reply.status_code == 200, reply.text
-        return dict(reply.json())
-
-    asked = schemas(200)
-    with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(ask, enumerate(asked)))
-    for schema, reply in zip(asked, replies, strict=True):
-        assert reply["meta_info"]["finish_reason"]["type"] == "stop", (schema, reply)
-        jsonschema.validate(json.loads(reply["text"]), schema)
+    check_answers(random_server.url, schemas(200))
