@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from sglang.srt.layers.radix_attention import AttentionType
@@ -30,7 +30,7 @@ class Rows(Protocol):
     def plan_graph(self, batch: RowBatch, *, capture: bool) -> None: ...
 
 
-class BlockRowForwards:
+class BlockRowForwards(ABC):
     """Mixin in front of a host backend: DLLM_EXTEND forwards are batches of block rows.
 
     K and V of all rows are written to the pool before any is read, so rows of one request see
@@ -88,7 +88,7 @@ class BlockRowForwards:
             return False
         return rows.tiling.of(row_batch(forward_batch, rows.block)) is not None
 
-    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:  # noqa: B027 - complete
         """Nothing: what a graph reads is written before it is replayed."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
