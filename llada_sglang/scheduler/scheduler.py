@@ -214,7 +214,11 @@ class DiffusionScheduler(Scheduler):
         )
 
     def run_batch(self, batch: ScheduleBatch, pp_proxy_tensors: Any = None) -> Any:
-        """Run one round: up to STEPS_PER_ROUND steps, one where somebody waits for it to end."""
+        """Run one round: up to STEPS_PER_ROUND steps, one where somebody waits for it to end.
+
+        It ends with the step that ends a request: its client, who may have more to ask, is not
+        kept waiting for what the others do, nor its place empty.
+        """
         rounds = self.rounds
         if rounds is None or batch is not self.running_batch:
             return super().run_batch(batch, pp_proxy_tensors)
@@ -228,7 +232,7 @@ class DiffusionScheduler(Scheduler):
         hurry = bool(self.waiting_queue) or any(req.stream for req in batch.reqs)
         for _ in range(1 if hurry else STEPS_PER_ROUND):
             rounds.step()
-            if not rounds.states:
+            if not rounds.states or any(req.finished() for req in rounds.changed.values()):
                 break
         self.new_token_ratio_tracker.decay_step()
         return GenerationBatchResult(can_run_cuda_graph=False)

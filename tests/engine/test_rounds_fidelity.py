@@ -94,6 +94,36 @@ def pool_of(engine: InProcessEngine, blocks: int) -> Iterator[None]:
     del held
 
 
+def test_a_round_ends_with_the_step_that_ends_a_request(
+    engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is not kept back, nor its place empty, for what the others have still to do."""
+    rounds = engine.scheduler.rounds
+    ends: list[bool] = []
+    step = rounds.step
+
+    def watched() -> None:
+        step()
+        ends.append(any(req.finished() for req in rounds.changed.values()))
+
+    monkeypatch.setattr(rounds, "step", watched)
+    for tokens in (3, 7, 20, 90, 100):
+        engine.submit(
+            list(range(40, 70)),
+            max_new_tokens=tokens,
+            ignore_eos=True,
+            custom_params={"threshold": 1.0},
+        )
+    lengths, seen = [], 0
+    while engine.tick():
+        one = ends[seen:]
+        assert not any(one[:-1])
+        lengths.append(len(one))
+        seen = len(ends)
+    assert sum(ends) >= 4
+    assert max(lengths) == scheduler_module.STEPS_PER_ROUND
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 64, 500])
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_any_prompt_length(engine, oracle, length, ignore_eos):
