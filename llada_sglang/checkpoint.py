@@ -1,4 +1,4 @@
-"""What a checkpoint directory says about itself: its ids, its block size, and whether it is whole.
+"""What a checkpoint directory says about itself: its ids, its block size, its policy.
 
 Imports neither torch nor sglang; tokenizer files are read as JSON.
 """
@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from llada_sglang.errors import CheckpointError
-from llada_sglang.weights import (
-    Shape,
-    check_weight_names,
-    check_weight_shapes,
-    normalized,
-    read_header,
-)
 
 ARCHITECTURE = "LLaDA2MoeModelLM"
 MODEL_TYPE = "llada2_moe"
@@ -28,10 +21,6 @@ MASK_TOKEN = "<|mask|>"
 PUBLISHED_MASK_ID = 156895
 PUBLISHED_EOS_ID = 156892
 PUBLISHED_BLOCK_SIZE = 32
-
-_INDEX = "model.safetensors.index.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf", "*.pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +64,7 @@ def read_config(path: str | Path, *, revision: str | None = None) -> dict[str, A
             f"{path} is no checkpoint: it has no config.json. "
             "Give a directory holding config.json, tokenizer files and *.safetensors, or a hub id."
         )
-    config = _read_json(file)
+    config = read_json(file)
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must be a JSON object, got {type(config).__name__}.")
     return config
@@ -93,7 +82,7 @@ def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointF
             f"{path} has architectures {config.get('architectures')!r}; "
             f"llada_sglang serves {ARCHITECTURE} (LLaDA2.0 and 2.1, mini and flash)."
         )
-    vocab_size = _integer(config, "vocab_size", low=1)
+    vocab_size = integer(config, "vocab_size", low=1)
     mask_id = config.get("mask_token_id")
     eos = config.get("eos_token_id")
     if mask_id is None or eos is None:
@@ -115,7 +104,7 @@ def read_family(path: str | Path, *, revision: str | None = None) -> CheckpointF
     delete_id, split_id = _actions(path, config, vocab_size, (mask_id, *eos_ids))
     block_size = PUBLISHED_BLOCK_SIZE
     if config.get("block_size") is not None:
-        block_size = _integer(config, "block_size", low=1)
+        block_size = integer(config, "block_size", low=1)
     return CheckpointFamily(
         path=str(path),
         mask_id=mask_id,
@@ -172,82 +161,10 @@ def read_chat_template(path: str | Path, *, revision: str | None = None) -> str 
         return file.read_text("utf-8")
     if (file := _find(path, "tokenizer_config.json", revision)) is None:
         return None
-    template = _read_json(file).get("chat_template")
+    template = read_json(file).get("chat_template")
     if isinstance(template, list):
         template = "\n".join(str(named.get("template")) for named in template)
     return template if isinstance(template, str) else None
-
-
-def validate(
-    path: str | Path,
-    *,
-    revision: str | None = None,
-    need_weights: bool = True,
-    need_tokenizer: bool = True,
-) -> CheckpointFamily:
-    """Check that a checkpoint can be served, reading headers only, before anything is started.
-
-    path: a local directory, whose files are all checked, or a hub id, of which only the
-    configuration is: the host downloads and loads the rest. need_weights, need_tokenizer: turn
-    off for --load-format dummy and for --skip-tokenizer-init or --tokenizer-path.
-    Raises CheckpointError: no checkpoint, another architecture, bad JSON, a truncated file, a
-    missing shard or tensor, no tokenizer.
-    """
-    family = read_family(path, revision=revision)
-    directory = Path(path)
-    if not directory.is_dir():
-        return family
-    if need_tokenizer and not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(
-            f"{directory} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}. "
-            "Copy the files of the original checkpoint, or give --tokenizer-path."
-        )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if need_tokenizer and (directory / name).is_file():
-            _read_json(directory / name)
-    if need_weights:
-        _check_weights(directory, family.config)
-    return family
-
-
-def _check_weights(directory: Path, config: Mapping[str, Any]) -> None:
-    files = sorted(directory.glob("*.safetensors"))
-    index = directory / _INDEX
-    listed: Any = {}
-    if index.is_file():
-        content = _read_json(index)
-        listed = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(listed, dict):
-            raise CheckpointError(f"{index} has no weight_map.")
-        files = [directory / name for name in sorted(set(listed.values()))]
-    if not files:
-        if any(next(directory.glob(pattern), None) for pattern in _OTHER_WEIGHTS):
-            return  # another format: the host reads it, the model checks the names
-        raise CheckpointError(f"{directory} has no weights: no *.safetensors file.")
-    shapes: dict[str, Shape] = {}
-    held: dict[str, set[str]] = {}
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file} is missing; {_INDEX} lists it. Finish or repeat the download."
-            )
-        header = read_header(file)
-        held[file.name] = set(header)
-        shapes |= header
-    absent = [name for name, shard in listed.items() if name not in held[shard]]
-    if absent:
-        raise CheckpointError(
-            f"{directory / listed[absent[0]]} does not hold {absent[0]}, "
-            f"which {_INDEX} says it does. Download it again."
-        )
-    quantized = config.get("quantization_config") is not None
-    shapes = normalized(shapes, _integer(config, "num_experts", low=1))
-    try:
-        check_weight_names(shapes, config, quantized=quantized)
-        if not quantized:
-            check_weight_shapes(shapes, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +177,10 @@ class _TokenizerIds:
         ids: dict[str, int] = {}
         settings: dict[str, Any] = {}
         if (file := _find(path, "tokenizer.json", revision)) is not None:
-            tokenizer = _read_json(file)
+            tokenizer = read_json(file)
             ids |= _added_ids(tokenizer.get("added_tokens") or ())
         if (file := _find(path, "tokenizer_config.json", revision)) is not None:
-            settings = _read_json(file)
+            settings = read_json(file)
             decoder = settings.get("added_tokens_decoder") or {}
             ids |= {str(entry["content"]): int(key) for key, entry in decoder.items()}
         eos = settings.get("eos_token")
@@ -295,14 +212,16 @@ def _looks_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.count("/") != 1
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises CheckpointError where it is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} is not readable JSON: {error}.") from error
 
 
-def _integer(config: Mapping[str, Any], key: str, *, low: int) -> int:
+def integer(config: Mapping[str, Any], key: str, *, low: int) -> int:
+    """A number of a config.json. Raises CheckpointError where it is no integer >= low."""
     value = config.get(key)
     if not _is_int(value) or value < low:  # type: ignore[operator]
         raise CheckpointError(f"{key} in config.json must be an integer >= {low}, got {value!r}.")

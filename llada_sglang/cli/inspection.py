@@ -216,7 +216,7 @@ def _inspect_packages(report: Report) -> Iterator[Finding]:
 
 
 def _inspect_bundled() -> Iterator[Finding]:
-    from llada_sglang.checkpoint import validate
+    from llada_sglang.validation import validate
 
     try:
         validate(NANO)
@@ -230,8 +230,9 @@ def _inspect_bundled() -> Iterator[Finding]:
 
 
 def _inspect_checkpoint(report: Report, model: str) -> Iterator[Finding]:
-    from llada_sglang.checkpoint import is_llada2, read_config, validate
+    from llada_sglang.checkpoint import is_llada2, read_config
     from llada_sglang.serving import memory
+    from llada_sglang.validation import validate
     from llada_sglang.weights import parameter_count, weight_shapes
 
     try:

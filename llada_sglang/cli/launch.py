@@ -6,8 +6,9 @@ from pathlib import Path
 
 import llada_sglang
 from llada_sglang import env
-from llada_sglang.checkpoint import CheckpointFamily, validate
+from llada_sglang.checkpoint import CheckpointFamily
 from llada_sglang.cli.server import ServerError
+from llada_sglang.validation import validate
 
 PLUGIN = "llada_sglang"
 NANO = Path(llada_sglang.__file__).parent / "nano" / "checkpoint"

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llada_sglang.reference.model import LLaDA2, MoE
+from llada_sglang.reference.model import LLaDA2
+from llada_sglang.reference.moe import MoE
 
 
 def masked_loss(

@@ -20,12 +20,12 @@ from llada_sglang.checkpoint import (
     is_llada2,
     read_config,
     read_family,
-    validate,
 )
 from llada_sglang.errors import LaunchConfigError
 from llada_sglang.platform.detect import accelerator
 from llada_sglang.serving import memory, parsers, temperature
 from llada_sglang.serving.rules import ALGORITHM, check_launch, is_inline
+from llada_sglang.validation import validate
 
 logger = logging.getLogger(__name__)
 

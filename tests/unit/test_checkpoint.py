@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llada_sglang.checkpoint import is_llada2, read_family, validate
+from llada_sglang.checkpoint import is_llada2, read_family
 from llada_sglang.errors import CheckpointError
 from llada_sglang.quantization import stored_names
+from llada_sglang.validation import validate
 from llada_sglang.weights import normalized, weight_shapes
 
 CONFIG: dict[str, Any] = {

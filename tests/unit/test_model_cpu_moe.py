@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
 from llada_sglang.reference.config import ModelShape
-from llada_sglang.reference.model import Router
+from llada_sglang.reference.moe import Router
 
 EXPERTS, GROUPS, HIDDEN, INNER = 16, 4, 24, 8
 

@@ -17,7 +17,8 @@ from llada_sglang.nano.export import nano_config
 from llada_sglang.nano.recipe import Variant
 from llada_sglang.reference.checkpoint import load_model
 from llada_sglang.reference.decode import decode
-from llada_sglang.reference.model import LLaDA2, MoE
+from llada_sglang.reference.model import LLaDA2
+from llada_sglang.reference.moe import MoE
 
 PACKAGE = Path(llada_sglang.nano.__file__).parent
 CHECKPOINT = PACKAGE / "checkpoint"

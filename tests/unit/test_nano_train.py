@@ -12,7 +12,7 @@ from llada_sglang.nano.export import export_checkpoint, initialise, nano_config,
 from llada_sglang.nano.loss import balance_experts, masked_loss
 from llada_sglang.nano.optim import orthogonalise
 from llada_sglang.nano.recipe import RECIPE, RECIPES, Phase, Variant
-from llada_sglang.nano.train import Trainer
+from llada_sglang.nano.trainer import Trainer
 from llada_sglang.reference.checkpoint import load_model
 
 SHORT = replace(

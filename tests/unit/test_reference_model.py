@@ -14,13 +14,8 @@ from torch import Tensor
 from llada_sglang.errors import CheckpointError
 from llada_sglang.reference.checkpoint import hf_names, load_model, split_experts, stack_experts
 from llada_sglang.reference.config import ModelShape
-from llada_sglang.reference.model import (
-    LLaDA2,
-    Router,
-    block_causal_mask,
-    rotary_angles,
-    rotate,
-)
+from llada_sglang.reference.model import LLaDA2, block_causal_mask, rotary_angles, rotate
+from llada_sglang.reference.moe import Router
 
 CONFIG = {
     "vocab_size": 64,
