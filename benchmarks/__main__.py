@@ -35,6 +35,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("benchmarks.head",),
     ("benchmarks.policies",),
     ("benchmarks.autowidth",),
+    ("benchmarks.autowidth_gpu_time",),
 )
 
 

@@ -178,7 +178,7 @@ def write(arguments: argparse.Namespace) -> None:
     if not sweeps:
         raise SystemExit(f"nothing was measured with these arguments: leave out --draw of {MODULE}")
     report.write(NAME, "Lookahead that follows the load", MODULE, parts)
-    _draw(sweeps)
+    draw(sweeps, NAME)
 
 
 def table(sweep: Sweep) -> str:
@@ -218,7 +218,8 @@ def verdict(sweep: Sweep) -> str:
     return text
 
 
-def _draw(sweeps: Mapping[str, Sweep]) -> None:
+def draw(sweeps: Mapping[str, Sweep], name: str) -> None:
+    """Write NAME.png: every width over width 1, one plot per sweep."""
     figure, axes = report.plots(len(sweeps), width=5.4)
     for axis, (title, sweep) in zip(axes, sweeps.items(), strict=True):
         concurrencies = list(sweep)
@@ -233,7 +234,7 @@ def _draw(sweeps: Mapping[str, Sweep]) -> None:
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    report.save(figure, NAME)
+    report.save(figure, name)
 
 
 def main(given: Sequence[str] | None = None) -> None:

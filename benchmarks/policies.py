@@ -69,11 +69,17 @@ class Result:
 class Questions:
     """Held-out questions and their prompts as one checkpoint's tokens."""
 
-    def __init__(self, model: Path, seed: int, per_family: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        seed: int,
+        per_family: int,
+        families: Sequence[str] = tasks.FAMILIES,
+    ) -> None:
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self.examples = [
             example
-            for family in tasks.FAMILIES
+            for family in families
             for example in tasks.examples(seed, family, "eval", per_family)
         ]
         self.prompts = [

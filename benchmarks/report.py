@@ -26,9 +26,11 @@ def median(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float], digits: int = 2) -> str:
-    """`median (least - greatest)`."""
+    """`median (least - greatest)`; of a single value only that."""
     if not values:
         return MISSING
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 

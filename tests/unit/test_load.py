@@ -157,7 +157,7 @@ def test_a_model_that_changes_is_measured_again() -> None:
     good = Model(20e-3, 1e-3, 0.0, (8, 14, 14, 14), (1, 2, 3, 4), (20, 40, 60, 80))
     widths, _ = drive(load, poor, 1, 3000)
     assert widths[-500:].count(1) >= 400
-    widths, _ = drive(load, good, 1, 6000, seed=2)
+    widths, _ = drive(load, good, 1, 10000, seed=2)
     assert widths[-500:].count(2) >= 350
 
 
