@@ -224,7 +224,10 @@ def test_graphs_are_declined_where_a_prompt_has_tiles(
     from llada_sglang.attention.fa3_rows import FA3Rows
     from llada_sglang.attention.host_forwards import ROW_REQUESTS, BlockRowForwards
 
-    backend = BlockRowForwards()
+    class Backend(BlockRowForwards):
+        _attend = None  # nothing is attended here
+
+    backend = Backend()
     backend._rows = FA3Rows(
         req_to_token=torch.zeros(8, 512, dtype=torch.int32),
         page_size=BLOCK,
