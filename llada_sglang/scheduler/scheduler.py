@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zmq
+from sglang.srt.distributed.parallel_state import get_tp_group
 from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.utils import GenerationBatchResult
@@ -217,7 +219,8 @@ class DiffusionScheduler(Scheduler):
         """Run one round: up to STEPS_PER_ROUND steps, one where somebody waits for it to end.
 
         It ends with the step that ends a request: its client, who may have more to ask, is not
-        kept waiting for what the others do, nor its place empty.
+        kept waiting for what the others do, nor its place empty. So it does with the one during
+        which something came in.
         """
         rounds = self.rounds
         if rounds is None or batch is not self.running_batch:
@@ -234,8 +237,21 @@ class DiffusionScheduler(Scheduler):
             rounds.step()
             if not rounds.states or any(req.finished() for req in rounds.changed.values()):
                 break
+            if self._knocked():
+                break
         self.new_token_ratio_tracker.decay_step()
         return GenerationBatchResult(can_run_cuda_graph=False)
+
+    def _knocked(self) -> bool:
+        """Whether something has come in that the host will take at its next look.
+
+        All ranks have to run as many steps, and only the first one hears: with several this is
+        never so, since to tell the others would take as long as what the host does to look.
+        """
+        socket = self.recv_from_tokenizer
+        if get_tp_group().world_size > 1 or not isinstance(socket, zmq.Socket):
+            return False
+        return bool(socket.poll(0))
 
     def process_batch_result_dllm(
         self, batch: ScheduleBatch, result: GenerationBatchResult

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import zmq
 from inprocess import InProcessEngine
 from oracle import Oracle
 
@@ -122,6 +123,40 @@ def test_a_round_ends_with_the_step_that_ends_a_request(
         seen = len(ends)
     assert sum(ends) >= 4
     assert max(lengths) == scheduler_module.STEPS_PER_ROUND
+
+
+def test_a_round_ends_with_the_step_during_which_something_came_in(
+    engine: InProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request or an abort is not left in the socket for what the others have still to do."""
+    host, rounds = engine.scheduler, engine.scheduler.rounds
+    step, taken = rounds.step, []
+    with zmq.Context() as context, context.socket(zmq.PULL) as inside:
+        port = inside.bind_to_random_port("tcp://127.0.0.1")
+        monkeypatch.setattr(host, "recv_from_tokenizer", inside)
+        with context.socket(zmq.PUSH) as outside:
+            outside.connect(f"tcp://127.0.0.1:{port}")
+
+            def watched() -> None:
+                step()
+                taken.append(1)
+                if len(taken) == 2:
+                    outside.send(b"anything")
+                    assert inside.poll(10_000)
+
+            monkeypatch.setattr(rounds, "step", watched)
+            engine.submit(
+                list(range(40, 70)),
+                max_new_tokens=60,
+                ignore_eos=True,
+                custom_params={"threshold": 1.0},
+            )
+            engine.tick()
+            assert len(taken) == 2
+            assert inside.recv() == b"anything"
+            engine.tick()
+            assert len(taken) == 2 + scheduler_module.STEPS_PER_ROUND
+            engine.run()
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 64, 500])
