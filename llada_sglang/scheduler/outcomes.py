@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,27 @@ from llada_sglang.scheduler.running import Running
 from llada_sglang.scheduler.state import MASKED, ActiveBlock, ActiveRow, BlockState, Provisional
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+    from llada_sglang.scheduler.load import Work
     from llada_sglang.scheduler.runner import Launched, StepResult
+
+
+class Sample(NamedTuple):
+    """What a forward is to requests with a lookahead that follows the load, before its result.
+
+    began: when it was launched, in seconds. rows, positions: all of them, whoever they belong to;
+    positions that went to the head. width: what these requests were allowed. work: what it does
+    for them, but for the tokens. following: they themselves. tokens: of their texts so far.
+    """
+
+    began: float
+    rows: int
+    positions: int
+    width: int
+    work: Work
+    following: list[Req]
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -21,12 +41,14 @@ class Step:
 
     launched: its report on the way, None where no row denoises. active: its denoise rows, in the
     order of the report; those of one request are neighbours. commit_rows: how many of its rows
-    persist blocks that were resolved, as far as known.
+    persist blocks that were resolved, as far as known. sample: what it tells of a lookahead that
+    follows the load, where anybody has one.
     """
 
     launched: Launched | None
     active: list[ActiveRow]
     commit_rows: int
+    sample: Sample | None = None
 
 
 @dataclass(kw_only=True)
@@ -40,12 +62,8 @@ class Outcomes(Running):
         state.committed = end
         state.req.kv.kv_committed_len = end
 
-    def _take(self, step: Step, result: StepResult | None = None) -> None:
-        """Act on the result of a forward, waiting for it where it is not given."""
-        if step.launched is None:
-            return
-        if result is None:
-            result = step.launched.result()
+    def _act_on(self, step: Step, result: StepResult) -> None:
+        """Act on the result of a forward."""
         canvases, settled = list(result.canvas), result.settled.tolist()
         masks = (result.canvas == MASKED).sum(axis=1).tolist()
         denoised = 0

@@ -14,7 +14,9 @@ step old, and the texts are the same:
 - A row of a request that ended, or one whose gate turns out to have been closed, is nobody's:
   results name blocks, not places, and a block that is not held any more takes none.
 
-Requests of which the next step cannot be foretold make every step a synchronous one while they run.
+While requests run of which the next step cannot be foretold, because a grammar or another block in
+flight depends on the last one, every step is planned from the result of the one before it. It is
+under way all the same while the host hands out text, looks for input and admits.
 
 Blocks that are edited take a last step that finds nothing to change. The block behind rides with
 every step that may be this one, gated: what it reads was final if it was, and its first step costs
@@ -33,12 +35,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llada_sglang.scheduler.load import Load, Work
-from llada_sglang.scheduler.outcomes import Outcomes, Step
+from llada_sglang.scheduler.outcomes import Outcomes, Sample, Step
 from llada_sglang.scheduler.planner import RowSpan, plan_rows
 from llada_sglang.scheduler.runner import FinalRows
 from llada_sglang.scheduler.state import ActiveRow, BlockState
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
     from llada_sglang.scheduler.runner import BlockRunner
 
 logger = logging.getLogger(__name__)
@@ -67,9 +71,11 @@ class Rounds(Outcomes):
         return not self.states and self._under_way is None
 
     def step(self) -> None:
-        """Run one forward over the rows of all running requests, if there are any."""
-        overlap = self.overlap and all(state.record.predictable for state in self.states)
-        if not overlap:
+        """Run one forward over the rows of all running requests, if there are any.
+
+        With `overlap` it is under way when this returns.
+        """
+        if not (self.overlap and all(state.record.predictable for state in self.states)):
             self.flush()
         for state in [s for s in self.states if not s.denoises and s.committed == s.front]:
             self._end_by_length(state)
@@ -90,28 +96,38 @@ class Rounds(Outcomes):
             return
         began = time.perf_counter()
         step = self._launch(spans)
-        if overlap:
-            before, self._under_way = self._under_way, step
-            if before is not None:
-                self._take(before)
-            if not self.states:
-                self._under_way = None  # nobody is left to take its result
-            return
-        result = step.launched.result() if step.launched is not None else None
-        seconds = time.perf_counter() - began
         if following:
-            positions, work = self._work_of(spans, following)
-        self._take(step, result)
-        if following:
-            work.tokens += _handed_out(following)
-            rows = sum(span.rows for span in spans)
-            self.load.observe(seconds, rows=rows, positions=positions, width=width, auto=work)
+            step.sample = self._sample(spans, following, width, began)
+        before, self._under_way = self._under_way, step
+        if before is not None:
+            self._take(before)
+        if not self.states:
+            self._under_way = None  # nobody is left to take its result
+        if not self.overlap:
+            self.flush()
 
     def flush(self) -> None:
         """Take the result of the step under way, if there is one, before anybody is taken away."""
         step, self._under_way = self._under_way, None
         if step is not None:
             self._take(step)
+
+    def _take(self, step: Step) -> None:
+        """Wait for the result of a forward, and act on it."""
+        if step.launched is None:
+            return
+        result = step.launched.result()
+        ended = time.perf_counter()
+        self._act_on(step, result)
+        if (seen := step.sample) is not None:
+            seen.work.tokens += _tokens(seen.following) - seen.tokens
+            self.load.observe(
+                ended - seen.began,
+                rows=seen.rows,
+                positions=seen.positions,
+                width=seen.width,
+                auto=seen.work,
+            )
 
     def retract(self, state: BlockState, *, keep: bool = True) -> None:
         """Take a request's slots back; it resumes where it was, its canvases included.
@@ -124,13 +140,12 @@ class Rounds(Outcomes):
         if state in self.states:
             self._take_back(state, keep=keep)
 
-    def _work_of(
-        self, spans: Sequence[RowSpan], following: Sequence[BlockState]
-    ) -> tuple[int, Work]:
-        """Masked positions of a forward whose result was not taken, and what it is to requests
-        that follow the load: tokens from what they have handed out, to be added afterwards."""
+    def _sample(
+        self, spans: Sequence[RowSpan], following: Sequence[BlockState], width: int, began: float
+    ) -> Sample:
+        """A forward that was launched, as the requests that follow the load see it."""
         mine = set(map(id, following))
-        positions, work = 0, Work(tokens=-_handed_out(following))
+        positions, work = 0, Work()
         for span in spans:
             state = self.states[span.request]
             masks = sum(one.masks for one in state.flight[: span.denoise])
@@ -140,7 +155,8 @@ class Rounds(Outcomes):
                 work.steps += 1
                 work.rows += span.rows - min(max(0, prompt), span.final_blocks)
                 work.positions += masks
-        return positions, work
+        rows, reqs = sum(span.rows for span in spans), [state.req for state in following]
+        return Sample(began, rows, positions, width, work, reqs, _tokens(reqs))
 
     def _auto_width(self, following: Sequence[BlockState]) -> int:
         """How many blocks of a request with lookahead `auto` may be in flight now."""
@@ -258,6 +274,6 @@ class Rounds(Outcomes):
         return Step(launched, active, commits)
 
 
-def _handed_out(states: Sequence[BlockState]) -> int:
+def _tokens(reqs: Sequence[Req]) -> int:
     """Tokens of these requests' texts so far."""
-    return sum(len(state.req.output_ids_through_stop) for state in states)
+    return sum(len(req.output_ids_through_stop) for req in reqs)

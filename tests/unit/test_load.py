@@ -201,7 +201,8 @@ def test_work_weighs_the_recent_more() -> None:
     assert work.steps <= 2049
 
 
-def test_rounds_report_what_forwards_did_for_requests_that_follow_the_load() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_rounds_report_what_forwards_did_for_requests_that_follow_the_load(overlap: bool) -> None:
     """Every token handed out is counted once, under the width that was in force."""
     checkpoint, block = Checkpoint(block=4, mask_id=3), 4
 
@@ -210,7 +211,7 @@ def test_rounds_report_what_forwards_did_for_requests_that_follow_the_load() -> 
         logits[:, 5] = 9.0
         return logits
 
-    rounds = ModelledRounds(logits_of, checkpoint, vocab=8)
+    rounds = ModelledRounds(logits_of, checkpoint, vocab=8, overlap=overlap)
     seen: list[tuple[int, int, int, Work]] = []
     observe = rounds.rounds.load.observe
 

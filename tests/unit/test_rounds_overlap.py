@@ -194,11 +194,11 @@ def test_a_block_loses_one_step_where_the_next_one_never_rides_along() -> None:
     assert ahead.rounds.tally.commit_rows == plain.rounds.tally.commit_rows
 
 
-@pytest.mark.parametrize("name", ["threshold", "edit", "levenshtein"])
-def test_a_result_is_taken_after_the_next_step_is_launched(name: str) -> None:
+def watched() -> tuple[ModelledRounds, list[str]]:
+    """Rounds with overlap, and what they do, as it happens: launch, result, and end of a step."""
     rounds = ModelledRounds(model("random", 2), CHECKPOINT, vocab=VOCAB, overlap=True)
     events: list[str] = []
-    runner = rounds.rounds.runner
+    runner, step = rounds.rounds.runner, rounds.rounds.step
     launch = runner.launch
 
     def launched(finals: Any, active: Any) -> Any:
@@ -208,11 +208,35 @@ def test_a_result_is_taken_after_the_next_step_is_launched(name: str) -> None:
         step.result = lambda: (events.append("result"), result())[1]
         return step
 
+    def stepped() -> None:
+        step()
+        events.append("end")
+
     runner.launch = launched  # type: ignore[method-assign]
+    rounds.rounds.step = stepped  # type: ignore[method-assign]
+    return rounds, events
+
+
+@pytest.mark.parametrize("name", ["threshold", "edit", "levenshtein"])
+def test_a_result_is_taken_after_the_next_step_is_launched(name: str) -> None:
+    rounds, events = watched()
     submit(rounds, request(12, policy=name))
     rounds.run()
-    assert events[:4] == ["launch", "launch", "result", "launch"]
+    assert events[:6] == ["launch", "end", "launch", "result", "end", "launch"]
     assert events.count("launch") == events.count("result") + 1
+
+
+@pytest.mark.parametrize("lookahead", [2, "auto"])
+def test_a_step_that_needs_the_last_result_is_under_way_between_the_steps(
+    lookahead: int | str,
+) -> None:
+    """Planned when the result is known, and launched before the host does anything else."""
+    rounds, events = watched()
+    submit(rounds, request(12, lookahead=lookahead))
+    rounds.run()
+    assert events[:6] == ["launch", "end", "result", "launch", "end", "result"]
+    # No forward runs for nobody.
+    assert events.count("launch") == events.count("result")
 
 
 @pytest.mark.parametrize("name", ["edit", "levenshtein"])
