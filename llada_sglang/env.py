@@ -124,3 +124,8 @@ def selected_platform() -> str | None:
 def no_color() -> bool:
     """Whether the user asks every program for plain output (no-color.org)."""
     return bool(os.environ.get("NO_COLOR"))
+
+
+def cuda_toolkit(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where the CUDA toolkit is said to be, by the names that SGLang looks for."""
+    return environ.get("CUDA_HOME") or environ.get("CUDA_PATH")

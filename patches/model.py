@@ -59,7 +59,8 @@ PATCHES = (
         kind=Kind.SUBCLASS,
         why="on a CPU the host drops routed_scaling_factor and compiles the router; on CUDA its "
         "block routing follows ids that were never written where logits are NaN",
-        how="routes eagerly and applies the factor once on a CPU; one kernel on CUDA",
+        how="in torch, on a CPU or in float32, routes eagerly and applies the factor once; one "
+        "kernel on CUDA",
         fingerprints={
             "0.5.23": "sha256:6766f3bcc6d86023a8f59e23e78c6c5591765b2f7ce92dda1934a187565148c1",
         },
@@ -75,10 +76,18 @@ PATCHES = (
     Patch(
         target="sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod",
         kind=Kind.SUBCLASS,
-        why="the host loops over all experts on a CPU",
+        why="the host loops over all experts on a CPU, and multiplies float32 as float16 on a GPU",
         how="tokens are sorted by expert there, one product per expert in use",
         fingerprints={
             "0.5.23": "sha256:57876b15e748f89af4c66c10f968d9e91bd23a258a59ce43e9e19fecce268a67",
+        },
+    ),
+    Patch(
+        target="sglang.kernels.fused_op:BaseFusedOp",
+        kind=Kind.USE,
+        why="in float32 on a GPU each is pinned to its path in torch; some kernels know no float32",
+        fingerprints={
+            "0.5.23": "sha256:15914ed4f8e40211b196bde0720559639a0ddd87a6cb3ce2ef78839e25577de4",
         },
     ),
     Patch(

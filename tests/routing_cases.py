@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llada_sglang.models.cpu_moe import route_blocks
+from llada_sglang.models.torch_moe import route_blocks
 
 INF, NAN = float("inf"), float("nan")
 Result = tuple[Tensor, Tensor]

@@ -26,7 +26,7 @@ from llada_sglang.kernels.rotary import (
     rotated_and_stored,
 )
 from llada_sglang.kernels.threshold import CanvasTensors, threshold_step, threshold_update
-from llada_sglang.models.cpu_moe import route_blocks
+from llada_sglang.models.torch_moe import route_blocks
 from llada_sglang.roofline import kernels as roofline
 from llada_sglang.roofline.shape import BUILT_IN, Shape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from sglang.srt.layers.attention import flashattention_backend as host
 from torch import Tensor
 
@@ -26,7 +27,13 @@ class BlockRowFA3Backend(BlockRowForwards, host.FlashAttentionBackend):  # type:
             max_context=self.max_context_len,
             kernel=host.flash_attn_with_kvcache,
             merge=host.merge_state_v2_wrapper,
+            processors=torch.cuda.get_device_properties(self.device).multi_processor_count,
+            divides=self.num_splits != 1,  # the host's --enable-deterministic-inference
         )
+
+    def graph_attention_bytes(self, rows: int) -> int:
+        """As of the mixin; the parts that the keys of a row are divided into."""
+        return self._rows.graph_bytes(rows, self.num_attention_heads, self.head_dim)
 
     def _attend(self, query: Tensor, layer: Any) -> Tensor:
         keys, values = self.get_paged_mha_kv_cache(layer)

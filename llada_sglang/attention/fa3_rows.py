@@ -25,6 +25,17 @@ from llada_sglang.attention.paged_plan import (
 Merge = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+MOST_SPLITS = 32
+"""Parts that the keys of a row may be divided into. The kernel chooses for every row by the lengths
+it finds; by itself it would take this bound from the longest context there can be."""
+
+SPLIT_BYTES = 256 << 20
+"""Most memory for what the parts of all rows compute, in float32, before it is summed."""
+
+ROUNDS = 4
+"""So many (row, head) tiles per processor keep a device busy without dividing any."""
+
+
 class PagedSegments(NamedTuple):
     """What the kernel reads of some segments.
 
@@ -53,11 +64,14 @@ class FA3Rows:
         max_context: int,
         kernel: Callable[..., Any],
         merge: Merge,
+        processors: int,
+        divides: bool = True,
         tile: int | None = None,
         min_prefix: int = TILED_PREFIX_MIN,
     ) -> None:
         """kernel: `flash_attn_with_kvcache` of the host. merge: of two outputs with log-sum-exp to
-        base e, float32 [queries, heads]. tile: most blocks of a tile, as many as fill the
+        base e, float32 [queries, heads]. processors: of the device. divides: False where a row
+        must be computed alike in every batch. tile: most blocks of a tile, as many as fill the
         kernel's by default. min_prefix: fewest positions a tile shares."""
         self.block = block
         self._req_to_token = req_to_token
@@ -68,6 +82,8 @@ class FA3Rows:
         self._max_pages = -(-max_context // page_size)
         self._kernel = kernel
         self._merge = merge
+        self._processors = processors
+        self._divides = divides
         self.tiling = Tiling(
             block=block,
             page_size=page_size,
@@ -126,6 +142,7 @@ class FA3Rows:
         query is taken to the dtype of an fp8 cache, as the kernel wants both alike; the scales,
         one element each, are then applied inside. Returns the output like the query.
         """
+        dtype = query.dtype
         if self._kv_dtype.itemsize == 1:
             query = query.to(self._kv_dtype)
         else:
@@ -145,11 +162,13 @@ class FA3Rows:
                 v_descale=None if v_scale is None else v_scale.expand(shape),
                 softmax_scale=scaling,
                 causal=False,
+                num_splits=self.splits(len(segments.lens), queries.shape[0], *queries.shape[1:]),
                 return_softmax_lse=self._prefix is not None,
             )
 
         if self._prefix is None:
-            return run(self._rows, query)
+            # Of an fp8 query the kernel's output is bfloat16, whatever the model computes in.
+            return run(self._rows, query).to(dtype)
         assert self._tokens is not None
         tokens = self._tokens
         out, lse, *_ = run(self._rows, query)
@@ -159,7 +178,22 @@ class FA3Rows:
             shared, shared_lse.T.contiguous(), out[tokens], lse.T[tokens].contiguous()
         )
         out[tokens] = merged
-        return out
+        return out.to(dtype)
+
+    def splits(self, segments: int, queries: int, heads: int, dim: int) -> int:
+        """How many parts the keys of a segment may be divided into, at least 1."""
+        if not self._divides or segments * self._kv_heads >= ROUNDS * self._processors:
+            return 1
+        return max(1, min(MOST_SPLITS, SPLIT_BYTES // _split_bytes(queries, heads, dim)))
+
+    def graph_bytes(self, most_rows: int, heads: int, dim: int) -> int:
+        """What the parts take in the largest of the graphs of up to so many rows."""
+        taken = [0]
+        for rows in range(1, most_rows + 1):
+            splits = self.splits(rows, rows * self.block, heads, dim)
+            if splits > 1:
+                taken.append(splits * _split_bytes(rows * self.block, heads, dim))
+        return max(taken)
 
     def _segments(self, plan: PagedPlan, requests: Tensor) -> PagedSegments:
         there = upload(plan, self._page_size, self._device)
@@ -193,3 +227,8 @@ class FA3Rows:
         return torch.arange(
             0, (rows + 1) * self.block, self.block, dtype=torch.int32, device=self._device
         )
+
+
+def _split_bytes(queries: int, heads: int, dim: int) -> int:
+    """Output and log-sum-exp of one part, in float32."""
+    return 4 * queries * heads * (dim + 1)

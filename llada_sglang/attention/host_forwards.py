@@ -56,6 +56,10 @@ class BlockRowForwards(ABC):
         else:
             super().init_forward_metadata(forward_batch)  # type: ignore[misc]
 
+    def graph_attention_bytes(self, rows: int) -> int:
+        """What attention takes, beside its output, in the graphs of up to so many rows."""
+        return 0
+
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, *_: Any, **__: Any) -> None:
         """Allocate what graphs of up to max_bs rows read.
 

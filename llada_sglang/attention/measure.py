@@ -102,6 +102,7 @@ def _rows(backend: str, table: torch.Tensor, query_heads: int, kv_heads: int, ti
         kv_dtype=torch.bfloat16,
         kernel=host.flash_attn_with_kvcache,
         merge=host.merge_state_v2_wrapper,
+        processors=torch.cuda.get_device_properties("cuda").multi_processor_count,
         **common,
     )
 

@@ -14,7 +14,12 @@ PAGES = 256
 WARPS = 4
 
 
-@triton.jit
+# Rows are views into a buffer of the step, and their number is part of every address behind them:
+# what these are multiples of must not make another kernel in the middle of serving.
+@triton.jit(
+    do_not_specialize=["out_stride"],
+    do_not_specialize_on_alignment=["requests", "first_page", "bounds", "out", "lens"],
+)
 def _write_pages(
     req_to_token,
     table_stride,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform as machine
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +91,7 @@ def inspect(model: str | None) -> Report:
     report = Report()
     report.packages = {"llada-sglang": __version__, "python": machine.python_version()}
     report.packages |= {name: _version(name) for name in PACKAGES}
-    for step in (_inspect_host, _inspect_plugin, _inspect_device, _inspect_packages):
+    for step in STEPS:
         report.findings.extend(step(report))
     report.findings.extend(_inspect_bundled())
     if model is not None:
@@ -213,6 +215,31 @@ def _inspect_packages(report: Report) -> Iterator[Finding]:
             'pip install "openai>=2"',
             serious=False,
         )
+
+
+def _inspect_toolkit(report: Report) -> Iterator[Finding]:
+    """What the host compiles with at its first forward on a GPU, found where it looks for it."""
+    if report.device is None or report.device.kind != "cuda":
+        return
+    root = env.cuda_toolkit()
+    found = shutil.which("nvcc")
+    nvcc = Path(root, "bin", "nvcc") if root else Path(found or "/usr/local/cuda/bin/nvcc")
+    if not nvcc.is_file():
+        yield Finding(
+            f"There is no CUDA toolkit: {nvcc} does not exist. SGLang compiles kernels with it when it "
+            f"starts; the libraries that come with torch are not enough.",
+            "Install the toolkit of the CUDA version that torch was built for (python -c 'import "
+            "torch; print(torch.version.cuda)') and set CUDA_HOME to it.",
+        )
+    for tool in ("c++", "ninja"):
+        if not (shutil.which(tool) or Path(sys.executable).with_name(tool).is_file()):
+            yield Finding(
+                f"{tool} is not on the PATH; SGLang compiles kernels with it when it starts.",
+                "Install a C++ compiler." if tool == "c++" else "pip install ninja",
+            )
+
+
+STEPS = (_inspect_host, _inspect_plugin, _inspect_device, _inspect_packages, _inspect_toolkit)
 
 
 def _inspect_bundled() -> Iterator[Finding]:

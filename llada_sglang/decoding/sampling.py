@@ -96,7 +96,7 @@ def _filter(probability: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.top_k >= vocab:
         sampling = replace(sampling, top_k=0)
     width = vocab
-    if _can_look(probability):
+    if can_look(probability):
         width = min(vocab, max(FILTER_WIDTH, 2 * sampling.top_k))
     ids, kept, floor = _cut(probability, sampling, width)
     if width < vocab:
@@ -106,7 +106,7 @@ def _filter(probability: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     return ids, kept
 
 
-def _can_look(values: Tensor) -> bool:
+def can_look(values: Tensor) -> bool:
     """Whether a branch may depend on them: on an accelerator the host would wait for it, and the
     next step is launched before this one has run."""
     return values.device.type == "cpu"

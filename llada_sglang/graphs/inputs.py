@@ -104,14 +104,27 @@ class RowInputs:
 
 
 def padding_batch(
-    rows: int, block: int, vocabulary: int, device: torch.device | str
+    rows: int,
+    block: int,
+    vocabulary: int,
+    device: torch.device | str,
+    *,
+    kv_len: int | None = None,
 ) -> ForwardBatch:
     """A batch of padding rows with various tokens, to capture and to time forwards with.
 
-    Various, because tokens that are all alike would choose the same few experts.
+    Various, because tokens that are all alike would choose the same few experts. kv_len: what each
+    row reads, a multiple of the block and at most the context; one block by default.
     """
     generator = torch.Generator().manual_seed(0)
     batch = RowInputs(most=rows, block=block, device=device).batch(rows)
     ids = torch.randint(0, vocabulary, (rows * block,), generator=generator)
     batch.input_ids.copy_(ids)
+    if kv_len is not None:
+        # The padding request has slot 0 at every position.
+        batch.seq_lens.fill_(kv_len)
+        batch.seq_lens_cpu.fill_(kv_len)
+        batch.seq_lens_sum = rows * kv_len
+        batch.extend_prefix_lens.fill_(kv_len - block)
+        batch.extend_prefix_lens_cpu = [kv_len - block] * rows
     return batch

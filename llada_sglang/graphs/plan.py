@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ FINE = 64
 little: sizes there are powers of two and the halves between them. Above, padding costs its share of
 the arithmetic, and sizes are quarters apart."""
 
-HEAD_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+HEAD_SIZES = (32, 64, 128, 256, 384, 512, 640, 768, 1024, 1536, 2048, 4096)
+"""Positions of the head's graphs: closer where it is bound by arithmetic and half of a batch of
+rows is masked."""
 
 LOGITS_BYTES = 512 << 20
 """Most bytes of logits alive at once. More positions take several replays, each of which reads the
@@ -142,11 +144,17 @@ def position_sizes(rows: int, shape: ForwardShape) -> tuple[int, ...]:
 
 
 def plan_graphs(
-    shape: ForwardShape, options: GraphOptions, *, row_budget: int, free_bytes: int
+    shape: ForwardShape,
+    options: GraphOptions,
+    *,
+    row_budget: int,
+    free_bytes: int,
+    attention_bytes: Callable[[int], int] = lambda rows: 0,
 ) -> GraphPlan | None:
     """Choose the graphs that fit, the largest ones left out first; None where none do.
 
     row_budget: most rows of a forward. free_bytes: device memory beside weights and KV.
+    attention_bytes: what attention takes, for up to so many rows, while it computes.
     """
     if not options.enabled:
         return None
@@ -156,7 +164,7 @@ def plan_graphs(
         rows = row_sizes(min(row_budget, options.most or row_budget))
     while rows:
         positions = position_sizes(rows[-1], shape)
-        nbytes = shape.body(rows[-1]) + shape.head(positions[-1])
+        nbytes = shape.body(rows[-1]) + attention_bytes(rows[-1]) + shape.head(positions[-1])
         nbytes += DRIVER_BYTES * (len(rows) + len(positions))
         if nbytes <= MEMORY_SHARE * free_bytes:
             return GraphPlan(rows, positions, nbytes)

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
+TIMED_KV_LEN = 2048
+"""Positions a row reads in forwards that are timed. With a single block attention would not divide
+a row's work, as it does in every graph and in service."""
+
 
 def install(
     model_runner: Any,
@@ -56,7 +60,11 @@ def install(
         return None
     free = _free_bytes(model_runner, tp_group)
     plan = plan_graphs(
-        _shape(model_runner, block, tp_group), options, row_budget=row_budget, free_bytes=free
+        _shape(model_runner, block, tp_group),
+        options,
+        row_budget=row_budget,
+        free_bytes=free,
+        attention_bytes=model_runner.attn_backend.graph_attention_bytes,
     )
     if plan is None:
         logger.warning(
@@ -140,8 +148,11 @@ def time_forwards(model_runner: Any, body: BlockRowGraphRunner, row_budget: int)
     The model runner is left with no graph runner.
     """
     vocabulary = model_runner.model.config.vocab_size
+    context = model_runner.model_config.context_len // body.block * body.block
     batches = {
-        rows: padding_batch(rows, body.block, vocabulary, model_runner.device)
+        rows: padding_batch(
+            rows, body.block, vocabulary, model_runner.device, kv_len=min(TIMED_KV_LEN, context)
+        )
         for rows in {*body.capture_bs, row_budget}
     }
 
@@ -159,6 +170,8 @@ def time_forwards(model_runner: Any, body: BlockRowGraphRunner, row_budget: int)
         )
     finally:
         model_runner.decode_cuda_graph_runner = None
+        # What these forwards took is kept for their stream, which is not the one of the rounds.
+        torch.cuda.empty_cache()
 
 
 def _shape(model_runner: Any, block: int, tp_group: GroupCoordinator) -> ForwardShape:

@@ -1,6 +1,6 @@
 """LLaDA2.2's block routing in one launch: the experts of a block, and its tokens' among them.
 
-Twin: `models.cpu_moe.route_blocks`. The host's two kernels (sglang.srt.models.llada2) follow the
+Twin: `models.torch_moe.route_blocks`. The host's two kernels (sglang.srt.models.llada2) follow the
 same rule, but where a block's logits are all NaN its first one selects nothing and its second one
 follows ids that were never written. Here NaN counts as -inf, so ids are experts whatever comes.
 
@@ -115,7 +115,7 @@ def fused_route_blocks(
     expert_capacity: int,
     top_k: int,
 ) -> tuple[Tensor, Tensor]:
-    """`models.cpu_moe.route_blocks` in one launch, without a host sync.
+    """`models.torch_moe.route_blocks` in one launch, without a host sync.
 
     router_logits: float32, bfloat16 or float16 [tokens, experts], rows contiguous, any row stride;
     tokens in blocks of `block_size`, a power of two, the last of which may be incomplete.

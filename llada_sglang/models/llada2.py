@@ -9,21 +9,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, cast
 
 import torch
-from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
-from sglang.srt.layers.moe.topk import StandardTopKOutput, capture_routed_experts_if_allowed
-from sglang.srt.layers.quantization.unquant import (
-    UnquantizedEmbeddingMethod,
-    UnquantizedFusedMoEMethod,
-)
+from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from sglang.srt.models import llada2 as host
 from sglang.srt.runtime_context import get_device
 from torch import Tensor
 
 from llada_sglang import env
-from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
 from llada_sglang.models.cuda_layers import use_fused_kernels
+from llada_sglang.models.torch_layers import use_native_operators, use_torch_parts
 from llada_sglang.quantization import Names
 from llada_sglang.weights import check_loaded_names, loadable_names
 
@@ -46,9 +40,13 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         self._loadable: Names | None = None
         device = get_device().device
-        if device == "cpu":
-            _use_torch_on_cpu(self.model)
-        elif device == "cuda" and env.load().fused_kernels:
+        # Of the host's kernels for GPUs some know no float32, and its experts round it to float16.
+        exact = self.model.word_embeddings.weight.dtype == torch.float32
+        if device == "cpu" or (device == "cuda" and exact):
+            use_torch_parts(self.model)
+        if device == "cuda" and exact:
+            use_native_operators(self.model)
+        if device == "cuda" and env.load().fused_kernels:
             use_fused_kernels(self.model)
 
     @torch.no_grad()
@@ -121,77 +119,3 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
 
 
 EntryClass = LLaDA2MoeModelLM
-
-
-class CpuBody(host.LLaDA2MoeModel):  # type: ignore[misc]
-    """The layers of the model, run without torch.compile.
-
-    The host compiles small functions on its way (the vocabulary mask of a sharded embedding),
-    which on a CPU costs seconds at the first request and gains nothing.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.compiler.set_stance("force_eager"):
-            return cast(Tensor, super().forward(*args, **kwargs))
-
-
-class CpuSparseMoe(host.LLaDA2MoeSparseMoeBlock):  # type: ignore[misc]
-    """Mixture of experts with eager routing that applies routed_scaling_factor, once.
-
-    Rows are whole blocks that begin at a multiple of the block size, so block routing
-    (LLaDA2.2) may cut the flat batch every `block_size` tokens.
-    """
-
-    def _forward_router_experts(self, hidden_states: Tensor) -> Tensor:
-        router_logits = self.gate(hidden_states)
-        if self.use_block_routing:
-            weights, ids = route_blocks(
-                router_logits,
-                self.correction_bias,
-                block_size=self.block_size,
-                expert_capacity=self.expert_capacity,
-                top_k=self.top_k,
-            )
-        else:
-            weights, ids = route(
-                router_logits,
-                self.correction_bias,
-                top_k=self.top_k,
-                num_groups=self.num_expert_group,
-                topk_group=self.topk_group,
-                normalize=self.norm_topk_prob,
-                score_function=self.score_function,
-            )
-        # As the host's own block routing does when it bypasses TopK.
-        capture_routed_experts_if_allowed(self.topk.topk_config, self.layer_id, ids)
-        get_global_expert_distribution_recorder().on_select_experts(topk_ids=ids)
-        output = StandardTopKOutput(
-            topk_weights=weights * self.routed_scaling_factor,
-            topk_ids=ids,
-            router_logits=router_logits,
-        )
-        return cast(Tensor, self.experts(hidden_states, output))
-
-
-class TorchExperts(UnquantizedFusedMoEMethod):  # type: ignore[misc]
-    """Unquantised experts by sorted per-expert products, on the host's weight layout."""
-
-    def apply(self, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-        weights, ids, _ = dispatch_output.topk_output
-        out = run_experts(
-            dispatch_output.hidden_states, weights, ids, layer.w13_weight, layer.w2_weight
-        )
-        return StandardCombineInput(hidden_states=out)
-
-
-def _use_torch_on_cpu(model: host.LLaDA2MoeModel) -> None:
-    # The host builds its parts by global name and takes no factory, so the parts are turned
-    # into their subclasses in place; these add behaviour only, never state.
-    model.__class__ = CpuBody
-    for layer in model.layers:
-        block = getattr(layer, "mlp", None)
-        if not isinstance(block, host.LLaDA2MoeSparseMoeBlock):
-            continue
-        if type(block.experts.quant_method) is UnquantizedFusedMoEMethod:
-            block.__class__ = CpuSparseMoe
-            block.experts.quant_method.__class__ = TorchExperts

@@ -125,6 +125,7 @@ def make_rows(backend: str, case: Case, **options: Any) -> Any:
             kv_dtype=case.keys.dtype,
             kernel=host.flash_attn_with_kvcache,
             merge=host.merge_state_v2_wrapper,
+            processors=torch.cuda.get_device_properties("cuda").multi_processor_count,
             **options,
         )
     from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd_unified

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from llada_sglang.roofline.shape import BUILT_IN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
-from checkpoints import write_llada2
+from checkpoints import VOCABULARY, write_llada2
 from servers import ServerPool, ServerSpec
 
 pytestmark = [
@@ -38,7 +38,16 @@ SHAPE: dict[str, Any] = {
 }
 FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "4")
 PROMPT = list(range(64))
+ASKED = list(range(VOCABULARY - 8))  # no token that is never one, as the mask
 FLASH_BYTES = 135e9
+
+# At its first start the host compiles DeepGEMM's kernels for every size there is, in 10 to 20
+# minutes; Triton's are compiled as they are met.
+NO_DEEP_GEMM = (("SGLANG_ENABLE_JIT_DEEPGEMM", "0"),)
+
+# Of log-probabilities over the vocabulary, computed with the reference: activations rounded to fp8
+# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905.
+LEAST_CORRELATION = {"fp8": 0.97, "int4": 0.995}
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +81,20 @@ def write_pair(directory: Path, name: str) -> tuple[Path, Path]:
 def test_a_quantised_checkpoint_says_what_its_weights_stand_for(
     servers: ServerPool, tmp_path: Path, name: str
 ) -> None:
-    """Log-probabilities of a block's first token; activations in fp8 account for the tolerance."""
+    """By the log-probabilities of a block's first token."""
     told = []
     for path in write_pair(tmp_path, name):
-        server = servers.get(ServerSpec(str(path), FLAGS))
+        server = servers.get(ServerSpec(str(path), FLAGS, environment=NO_DEEP_GEMM))
         answers = [
-            server.generate(PROMPT, max_new_tokens=32, return_logprob=True, top_logprobs_num=5)
+            server.generate(PROMPT, max_new_tokens=32, return_logprob=True, token_ids_logprob=ASKED)
             for _ in range(2)
         ]
         assert answers[0]["output_ids"] == answers[1]["output_ids"]
-        told.append(answers[0]["meta_info"])
-    top = [{token: value for value, token, *_ in m["output_top_logprobs"][0]} for m in told]
-    shared = top[0].keys() & top[1].keys()
-    assert len(shared) >= 3
-    assert max(abs(top[0][token] - top[1][token]) for token in shared) < 0.1
+        found = answers[0]["meta_info"]["output_token_ids_logprobs"][0]
+        assert [token for _, token, *_ in found] == ASKED
+        told.append([value for value, *_ in found])
+    least = LEAST_CORRELATION["fp8" if name.startswith("fp8") else "int4"]
+    assert torch.corrcoef(torch.tensor(told))[0, 1] >= least
 
 
 @pytest.mark.skipif(
@@ -113,7 +122,7 @@ def test_fp8_flash_fits_one_gpu(servers: ServerPool, tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config))
     (path / "model.safetensors").unlink()
     flags = ("--load-format", "dummy", "--max-running-requests", "32")
-    server = servers.get(ServerSpec(str(path), flags))
+    server = servers.get(ServerSpec(str(path), flags, environment=NO_DEEP_GEMM))
     info = json.loads(server.get("/server_info"))
     assert info["max_total_num_tokens"] >= 32 * (4096 + 1536 + 32)
     answer = server.generate(PROMPT, max_new_tokens=32, sampling={"ignore_eos": True})

@@ -30,6 +30,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "custom": {"policy": "edit", "threshold": 0.2, "edit_threshold": 0.6},
         "sampling": Sampling(temperature=0.9, seed=4),
     },
+    "levenshtein": {"custom": {"policy": "levenshtein"}},
     "lookahead": {"custom": {"lookahead": 3, "lookahead_start": 0.0}},
     "sampled": {"sampling": Sampling(temperature=0.9, seed=4)},
     "filtered": {"sampling": Sampling(temperature=0.9, top_k=5, top_p=0.8, min_p=0.05, seed=4)},
@@ -72,7 +73,7 @@ class TensorRounds(ModelledRounds):
     """`ModelledRounds` with every tensor on `device` and the runner's own forward."""
 
     def __init__(self, device: torch.device | str, **options: Any) -> None:
-        super().__init__(lambda ids: ids, Checkpoint(BLOCK, MASK), vocab=VOCAB, **options)
+        super().__init__(lambda ids: ids, Checkpoint(BLOCK, MASK, 9, 10), vocab=VOCAB, **options)
         self.table = CanvasTable(slots=SLOTS, width=WIDTH, block=BLOCK, mask_id=MASK, device=device)
         self.rounds.table = self.table
         self.rounds.runner = BlockRunner(

@@ -54,6 +54,7 @@ def backend(runner: Any, *, graph: bool) -> Any:
                 max_context=config.context_len,
                 kernel=TorchKernel(),
                 merge=lambda *parts: pytest.fail("nothing to merge"),
+                processors=4,
             )
 
         def init_forward_metadata(self, forward_batch: Any) -> None:
@@ -137,6 +138,8 @@ def test_the_hosts_fa3_backend_carries_ours(
             only_here.delitem(sys.modules, name, raising=False)
         host = import_module(f"{attention.__name__}.{theirs}")
         only_here.setattr(host, "flash_attn_with_kvcache", TorchKernel())
+        device = SimpleNamespace(multi_processor_count=132)
+        only_here.setattr(torch.cuda, "get_device_properties", lambda *_: device)
         compare(worker, import_module(ours).BlockRowFA3Backend, only_here)
         assert len(host.flash_attn_with_kvcache.calls) == len(
             worker.model_runner.model.model.layers
@@ -238,6 +241,7 @@ def test_graphs_are_declined_where_a_prompt_has_tiles(
         max_context=512,
         kernel=lambda **_: None,
         merge=lambda *_: (_[0], _[1]),
+        processors=4,
         min_prefix=2 * BLOCK,
     )
     lens = torch.tensor([3 * BLOCK, 4 * BLOCK])

@@ -165,6 +165,35 @@ def test_missing_packages_are_serious_where_serving_needs_them() -> None:
     assert len(findings(inspection._inspect_packages(report))) == 3
 
 
+def test_a_gpu_needs_what_the_host_compiles_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found where the host looks: CUDA_HOME, CUDA_PATH, the PATH, /usr/local/cuda."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    tools = tmp_path / "toolkit" / "bin"
+    tools.mkdir(parents=True)
+    for tool in ("c++", "ninja", "nvcc"):
+        (tools / tool).write_text("#!/bin/sh\n")
+        (tools / tool).chmod(0o755)
+    monkeypatch.setattr(inspection.sys, "executable", str(tmp_path / "python"))
+    report = Report(device=Device("cuda", ("a GPU",), 1 << 30))
+
+    monkeypatch.setenv("PATH", str(tools))
+    assert findings(inspection._inspect_toolkit(report)) == []
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))
+    (missing,) = findings(inspection._inspect_toolkit(report))
+    assert missing.serious
+    assert str(tmp_path / "elsewhere" / "bin" / "nvcc") in missing.what
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [f.what.split()[0] for f in findings(inspection._inspect_toolkit(report))] == [
+        "c++",
+        "ninja",
+    ]
+    assert findings(inspection._inspect_toolkit(Report(device=Device("cpu", (), 1)))) == []
+
+
 def test_a_whole_checkpoint_is_described(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model")
     report = Report(device=Device("cpu", (), 1 << 40))

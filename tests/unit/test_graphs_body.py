@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llada_sglang.graphs.body import BlockRowGraphRunner
 from llada_sglang.graphs.crossover import Crossover
+from llada_sglang.graphs.inputs import padding_batch
 from llada_sglang.graphs.plan import GraphOptions
 from llada_sglang.graphs.recorder import HostRecorder
 from llada_sglang.graphs.setup import obstacle
@@ -143,6 +144,30 @@ def test_padding_rows_write_to_the_padding_page_and_read_nothing_else(
     assert torch.equal(after[:, touched], before[:, touched])
     assert after[:, :BLOCK].any(), "the padding rows wrote somewhere else"
     Pool(model_runner).zero_()
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_forwards_that_are_timed_read_a_long_prefix_and_touch_the_padding_page_alone(
+    model_runner: Any, graphs: BlockRowGraphRunner, replayed: bool
+) -> None:
+    batch = padding_batch(3, BLOCK, 512, "cpu", kv_len=6 * BLOCK)
+    lens: list[list[int]] = []
+    plan = model_runner.attn_backend.init_forward_metadata
+
+    def seen(planned: Any) -> None:
+        assert planned.seq_lens.tolist() == planned.seq_lens_cpu.tolist()
+        assert planned.extend_prefix_lens.tolist() == list(planned.extend_prefix_lens_cpu)
+        lens.append(planned.seq_lens.tolist())
+        plan(planned)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_runner.attn_backend, "init_forward_metadata", seen)
+        if replayed:
+            graphs.execute(batch)
+        else:
+            model_runner.forward(batch)
+    assert lens[-1] == [6 * BLOCK] * 3 + [BLOCK] * (1 if replayed else 0)
+    assert not Pool(model_runner).copy()[:, BLOCK:].any()
 
 
 def test_metadata_is_planned_for_the_padded_batch(

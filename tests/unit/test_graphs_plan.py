@@ -19,6 +19,7 @@ from llada_sglang.graphs.plan import (
     MEMORY_SHARE,
     ForwardShape,
     GraphOptions,
+    GraphPlan,
     padded_size,
     plan_graphs,
     row_sizes,
@@ -111,7 +112,26 @@ def test_a_rank_with_a_part_of_the_vocabulary_takes_more_positions_at_once() -> 
     )
     assert whole is not None
     assert part is not None
-    assert (whole.positions[-1], part.positions[-1]) == (1024, 4096)
+    assert (whole.positions[-1], part.positions[-1]) == (1536, 4096)
+
+
+def test_what_attention_takes_is_part_of_the_plan() -> None:
+    def plan(attention: int, free: int) -> GraphPlan | None:
+        return plan_graphs(
+            mini(),
+            GraphOptions(),
+            row_budget=64,
+            free_bytes=free,
+            attention_bytes=lambda rows: rows * attention,
+        )
+
+    without, planned = plan(0, 64 * GIB), plan(1 << 20, 64 * GIB)
+    assert without is not None
+    assert planned is not None
+    assert planned.nbytes == without.nbytes + (64 << 20)
+    tight = plan(1 << 26, 4 * GIB)
+    assert tight is not None
+    assert tight.rows[-1] < 64
 
 
 @given(st.integers(0, 8 * GIB), st.sampled_from([1, 64, 256]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sglang.kernels.fused_op import BaseFusedOp
 from sglang.srt.models import llada2 as host
 
 # The worker and the directory are that module's fixtures.
@@ -19,7 +21,7 @@ from test_model_logits import (  # noqa: F401
     worker,
 )
 
-from llada_sglang.models import cuda_layers
+from llada_sglang.models import cuda_layers, llada2, torch_layers
 
 
 @pytest.fixture
@@ -80,3 +82,45 @@ def test_what_the_kernel_does_not_know_is_left_to_the_host(
     monkeypatch.setattr(cuda_layers, "rotate_and_store", never)
     lay_out(fused, requests=2, blocks=3, seed=5)
     run_rows(fused, rows())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_stays_in_torch_on_a_gpu(
+    worker: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+) -> None:
+    """Some of the host's kernels have no float32, and its experts multiply it as float16."""
+    monkeypatch.setattr(llada2, "get_device", lambda: SimpleNamespace(device="cuda"))
+    torch.set_default_dtype(dtype)
+    try:
+        model = llada2.LLaDA2MoeModelLM(worker.model_runner.model.config).model
+    finally:
+        torch.set_default_dtype(torch.float32)
+    exact = dtype == torch.float32
+    operators = [module for module in model.modules() if isinstance(module, BaseFusedOp)]
+    assert len(operators) > 2 * len(model.layers)
+    for module in operators:
+        assert (module._forward_method == module.forward_native) is exact
+    experts = [layer.mlp for layer in model.layers if hasattr(layer.mlp, "experts")]
+    assert experts
+    for block in experts:
+        assert isinstance(block, torch_layers.TorchSparseMoe) is exact
+        assert isinstance(block.experts.quant_method, torch_layers.TorchExperts) is exact
+    for layer in model.layers:
+        assert type(layer.attention) is cuda_layers.FusedRotaryAttention
+
+
+def test_the_hosts_operators_in_torch_give_the_same_logits(worker: Any) -> None:  # noqa: F811
+    lay_out(worker, requests=2, blocks=3, seed=5)
+    expected = run_rows(worker, rows())
+    model = worker.model_runner.model.model
+    operators = [module for module in model.modules() if isinstance(module, BaseFusedOp)]
+    before = [module._forward_method for module in operators]
+    torch_layers.use_native_operators(model)
+    try:
+        got = run_rows(worker, rows())
+    finally:
+        for module, method in zip(operators, before, strict=True):
+            module._forward_method = method
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

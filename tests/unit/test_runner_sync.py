@@ -67,7 +67,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch, overlap: bool) -> tuple[TensorRound
     for module in ("choice", "head"):
         name = f"llada_sglang.scheduler.{module}.vocab_statistics"
         monkeypatch.setattr(name, statistics_without_a_look)
-    monkeypatch.setattr("llada_sglang.decoding.sampling._can_look", lambda values: False)
+    monkeypatch.setattr("llada_sglang.decoding.sampling.can_look", lambda values: False)
     rounds = TensorRounds("cpu", overlap=overlap)
     runner, launches = rounds.rounds.runner, [0]
     launch: Callable[..., Any] = runner.launch

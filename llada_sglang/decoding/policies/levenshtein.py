@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from llada_sglang.decoding import sampling
 from llada_sglang.decoding.order import best, grades
 from llada_sglang.decoding.parameters import Integer, Number
 from llada_sglang.decoding.policies.edit import MAX_POST_EDIT_STEPS, revised
@@ -48,7 +49,7 @@ class Levenshtein(EditingPolicy):
                 "config.json, and this checkpoint declares none (LLaDA2.2 does: 156930 and "
                 "156931). Use policy edit or threshold."
             )
-        self.actions = torch.tensor([checkpoint.delete_id, checkpoint.split_id])
+        self.actions = (checkpoint.delete_id, checkpoint.split_id)
 
     @property
     def illegal_ids(self) -> tuple[int, ...]:
@@ -74,13 +75,15 @@ class Levenshtein(EditingPolicy):
 
     def read(self, logits: Tensor, row: RowView) -> Mapping[str, Tensor]:
         plain = logits.clone()
-        plain[:, self.actions.to(plain.device)] = -torch.inf
+        # One after the other: a list of them would have to be copied to the device first.
+        for action in self.actions:
+            plain[:, action] = -torch.inf
         token, confidence = row.pick(plain)
         found = {"plain": token, "plain_confidence": confidence}
         shown = torch.where(row.masked, -1, row.canvas)
         repeats = (row.state["seen"] == shown).all(dim=-1).any()
-        if logits.device.type == "cpu" and not bool(repeats):
-            # Ranking costs passes over the vocabulary; where asking is free, ask first.
+        if sampling.can_look(repeats) and not bool(repeats):
+            # Ranking costs passes over the vocabulary.
             ranked, share = token[:, None].expand(-1, RANKS), confidence[:, None].expand(-1, RANKS)
         else:
             ranked, share = likeliest(logits)

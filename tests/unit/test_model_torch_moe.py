@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sglang.models.cpu_moe import route, route_blocks, run_experts
+from llada_sglang.models.torch_moe import route, route_blocks, run_experts
 from llada_sglang.reference.config import ModelShape
 from llada_sglang.reference.moe import Router
 

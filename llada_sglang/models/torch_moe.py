@@ -1,7 +1,7 @@
-"""Routing and experts of a LLaDA2 mixture-of-experts layer in plain torch, for CPUs.
+"""Routing and experts of a LLaDA2 mixture-of-experts layer in plain torch.
 
 The host's CPU path compiles the grouped top-k at the first request, which takes many seconds,
-and never applies routed_scaling_factor.
+and never applies routed_scaling_factor; its kernels for GPUs round float32 to float16.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Tensor, w2: Tensor
     counts = torch.bincount(pairs[order], minlength=experts)
     token_of = torch.div(order, k, rounding_mode="floor")
     gathered = x[token_of]
-    small = pairs.numel() <= _GROUPED_MM_PAIRS_PER_EXPERT * experts
+    # For CPUs: on a GPU it takes bfloat16 alone.
+    small = x.is_cpu and pairs.numel() <= _GROUPED_MM_PAIRS_PER_EXPERT * experts
     aligned = w13.shape[2] % _GROUPED_MM_ALIGNMENT == 0 and w2.shape[2] % _GROUPED_MM_ALIGNMENT == 0
     if small and aligned:
         out = _experts_grouped(gathered, counts, w13, w2)
