@@ -126,6 +126,6 @@ def no_color() -> bool:
     return bool(os.environ.get("NO_COLOR"))
 
 
-def cuda_toolkit(environ: Mapping[str, str] = os.environ) -> str | None:
+def cuda_toolkit() -> str | None:
     """Where the CUDA toolkit is said to be, by the names that SGLang looks for."""
-    return environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")

@@ -226,15 +226,15 @@ def _inspect_toolkit(report: Report) -> Iterator[Finding]:
     nvcc = Path(root, "bin", "nvcc") if root else Path(found or "/usr/local/cuda/bin/nvcc")
     if not nvcc.is_file():
         yield Finding(
-            f"There is no CUDA toolkit: {nvcc} does not exist. SGLang compiles kernels with it when it "
-            f"starts; the libraries that come with torch are not enough.",
+            f"There is no CUDA toolkit: {nvcc} does not exist. SGLang compiles kernels with it at "
+            f"its start; the libraries that come with torch are not enough.",
             "Install the toolkit of the CUDA version that torch was built for (python -c 'import "
             "torch; print(torch.version.cuda)') and set CUDA_HOME to it.",
         )
     for tool in ("c++", "ninja"):
         if not (shutil.which(tool) or Path(sys.executable).with_name(tool).is_file()):
             yield Finding(
-                f"{tool} is not on the PATH; SGLang compiles kernels with it when it starts.",
+                f"{tool} is not on the PATH; SGLang compiles kernels with it as it starts.",
                 "Install a C++ compiler." if tool == "c++" else "pip install ninja",
             )
 
