@@ -94,17 +94,19 @@ class Server:
 
 
 @contextmanager
-def serve(spec: ServerSpec, log_path: Path) -> Iterator[Server]:
+def serve(
+    spec: ServerSpec, log_path: Path, *, ready_seconds: float = READY_SECONDS
+) -> Iterator[Server]:
     """Run the server of `spec` for the length of the block; wait until it is ready.
 
-    Raises ServerFailedError where it ends by itself, TimeoutError after READY_SECONDS. No process
+    Raises ServerFailedError where it ends by itself, TimeoutError after `ready_seconds`. No process
     of it is alive afterwards.
     """
     port = free_port()
     process = _start(spec, ("--port", str(port)), log_path)
     server = Server(spec, port, log_path, process)
     try:
-        _wait_ready(server)
+        _wait_ready(server, ready_seconds)
         yield server
     finally:
         _stop(process)
@@ -179,7 +181,7 @@ def _start(spec: ServerSpec, flags: tuple[str, ...], log_path: Path) -> subproce
         )
 
 
-def _wait_ready(server: Server) -> None:
+def _wait_ready(server: Server, seconds: float) -> None:
     started = time.monotonic()
     shown = started
     while True:
@@ -194,8 +196,8 @@ def _wait_ready(server: Server) -> None:
         except (OSError, urllib.error.URLError):
             pass
         now = time.monotonic()
-        if now - started > READY_SECONDS:
-            raise TimeoutError(f"not ready after {READY_SECONDS} s:\n{_tail(server.log_path)}")
+        if now - started > seconds:
+            raise TimeoutError(f"not ready after {seconds:.0f} s:\n{_tail(server.log_path)}")
         if now - shown > 10:
             shown = now
             last = _tail(server.log_path, 1).strip()[:100]
