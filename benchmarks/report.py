@@ -59,7 +59,7 @@ def circumstances(module: str) -> str:
             f"- machine: {_processor()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, "
             f"{_accelerator()}; load average {load:.1f} when the report was written",
             f"- versions: Python {platform.python_version()}, {versions}",
-            f"- commit: {_commit()}",
+            f"- commit: {commit()}",
             f"- command: `{command}`",
             f"- written: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         ]
@@ -114,11 +114,17 @@ def _accelerator() -> str:
     return "no accelerator"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit measured, and whether the package differs from it."""
+
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../llada_sglang")
-    return git("rev-parse", "--short", "HEAD") + (", with uncommitted changes" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "../llada_sglang")
+        found = git("rev-parse", "--short", "HEAD")
+    except OSError:  # no git here
+        found = changed = ""
+    return (found or "unknown") + (", with uncommitted changes" if changed else "")

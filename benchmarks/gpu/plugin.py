@@ -3,9 +3,10 @@
 `install` writes a directory for PYTHONPATH that makes this file a plugin of the host. Ours loads it
 beside our own, stock loads it alone. It changes two things, the first in both engines alike:
 
-- `--load-format dummy` fills every weight between -0.001 and 0.001, the router's bias too, so that
-  all tokens choose the same few experts. Here weights have the scale of a trained model's, norms
-  are 1 and the router's bias is 0: experts are chosen about evenly, as the cost model assumes.
+- `--load-format dummy` fills every weight between -0.001 and 0.001, so that activations vanish and
+  all logits are one. Here weights have the scale of a trained model's, norms are 1 and the router's
+  bias is 0. Which experts run is not up to them: all masks are one embedding, so that any random
+  router sends most tokens of a step to the same few (`setting.py` has the host draw them instead).
 - `--dllm-algorithm ForcedSchedule` is stock's LowConfidence with a fixed number of positions per
   step. Its cost is LowConfidence's: argmax, softmax, gather; then a sort of 32 numbers a row.
 
@@ -26,6 +27,8 @@ ALGORITHM = "ForcedSchedule"
 GROUP = "sglang.srt.plugins"
 APPLIED = f"{NAME}: weights have the scale of a trained model's"
 """What a server's log says if the plugin was loaded: the host goes on without a failing one."""
+
+ANNOUNCED = "steps per block from now on"
 
 
 def install(directory: Path) -> str:
@@ -77,8 +80,9 @@ def initialize(original: Callable[..., None], model: Any, *args: Any, **kwargs: 
 def forced_schedule() -> type:
     """Stock's LowConfidence, resolving as many positions per step as a schedule says.
 
-    Parameter `steps` of the algorithm's configuration: steps per block. A block whose beginning is
-    the prompt's has fewer masks and is done earlier.
+    Parameter `steps_file` of the algorithm's configuration: a file that holds the steps per block.
+    It is read anew for every block, so one server can run all schedules; whoever changes it waits
+    until nothing runs. A block whose beginning is the prompt's has fewer masks and is done earlier.
     """
     import torch
     from sglang.srt.dllm.algorithm.low_confidence import LowConfidence
@@ -86,13 +90,18 @@ def forced_schedule() -> type:
     class ForcedSchedule(LowConfidence):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            steps = int(config.algorithm_config["steps"])
-            base, rest = divmod(self.block_size, steps)
-            self.counts = [base + (step < rest) for step in range(steps)]
+            self.steps_file = Path(config.algorithm_config["steps_file"])
+            self.steps = 0
 
         def init_step_state(self, forward_batch: Any) -> list[Any]:
-            # The host carries a block's state to its next step, and None starts a new one.
-            return [iter(self.counts) for _ in range(forward_batch.batch_size)]
+            # Called when blocks begin; each row's state stays with it until its block ends.
+            steps = read_steps(self.steps_file, self.block_size)
+            if steps != self.steps:
+                self.steps = steps
+                print(announcement(steps), file=sys.stderr, flush=True)
+            base, rest = divmod(self.block_size, steps)
+            counts = [base + (step < rest) for step in range(steps)]
+            return [iter(counts) for _ in range(forward_batch.batch_size)]
 
         def step(self, forward_batch: Any, full_logits: Any, states: list[Any]) -> list[bool]:
             rows, vocab = forward_batch.batch_size, full_logits.shape[-1]
@@ -120,6 +129,19 @@ def forced_schedule() -> type:
             return done.tolist()
 
     return ForcedSchedule
+
+
+def read_steps(file: Path, block: int) -> int:
+    """The steps per block that `file` holds; ValueError where it does not hold such a number."""
+    text = file.read_text().strip()
+    if not text.isdecimal() or not 1 <= int(text) <= block:
+        raise ValueError(f"{file} must hold a number of steps in [1, {block}], got {text[:40]!r}.")
+    return int(text)
+
+
+def announcement(steps: int) -> str:
+    """What a server's log says when the number of steps changes."""
+    return f"{NAME}: {steps} {ANNOUNCED}"
 
 
 def _next_counts(states: list[Any]) -> Iterator[int]:

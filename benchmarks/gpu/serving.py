@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import Reply, Task, ask_all
-from benchmarks.engines import OURS, Server, serve
+from benchmarks.engines import OURS, STOCK, Server, serve
 from benchmarks.gpu import plugin
-from benchmarks.gpu.patterns import BLOCK, Pattern
-from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.patterns import BLOCK, PATTERNS, Pattern
+from benchmarks.gpu.setting import READY_SECONDS, Setting
+from benchmarks.gpu.store import Store
 from benchmarks.workloads import RandomTokens
 
 FIRST_BLOCKS = 3
+WAVE_SECONDS = 300
+QUICKEST = PATTERNS[8]
 
 
-def measure(engine: str, setting: Setting, pattern: Pattern) -> dict[str, Any]:
-    """Seconds to the first block of each idle try, and tokens/s by concurrent requests."""
-    log = setting.work / f"serving-{engine}-{pattern.tpf}.log"
-    with serve(setting.spec(engine, pattern), log) as server:
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """One unit: `size` requests at once, or with size 0 single ones up to their first block."""
+
+    pattern: Pattern
+    size: int
+
+    def name(self, engine: str) -> str:
+        return f"serving-{engine}-{self.pattern.tpf}-{self.size or 'first'}"
+
+
+def waves(setting: Setting, patterns: Sequence[Pattern]) -> list[Wave]:
+    """All that one engine is asked, in this order."""
+    return [Wave(pattern, size) for pattern in patterns for size in (0, *setting.sizes.concurrent)]
+
+
+def measure(
+    engine: str,
+    setting: Setting,
+    store: Store,
+    missing: Sequence[Wave],
+    check: Callable[[], None],
+) -> None:
+    """Run waves on one server and keep each. check: called before each, raises to stop."""
+    setting.force(QUICKEST)
+    log = setting.work / f"serving-{engine}.log"
+    with serve(setting.spec(engine), log, ready_seconds=READY_SECONDS) as server:
         if plugin.APPLIED not in server.log():
             raise RuntimeError(f"{plugin.NAME} is not loaded in {engine}: see {log}")
-        sizes, seed = setting.sizes, 10_000 * pattern.tpf
-        for size in sizes.concurrent:
-            _ask(server, _tasks(engine, pattern, seed + 1, size, sizes.prompt, 2 * BLOCK), "warm")
-        first = [
-            _ask(server, _tasks(engine, pattern, seed + 100 + i, 1, sizes.prompt, BLOCK), "first")
-            for i in range(FIRST_BLOCKS)
-        ]
-        speeds = {}
-        for size in sizes.concurrent:
-            tasks = _tasks(engine, pattern, seed + 200 + size, size, sizes.prompt, sizes.output)
-            speeds[str(size)] = figures(_ask(server, tasks, f"{size} at once"))
-    return {"first_block": [replies[0].first for replies in first], "speeds": speeds}
+        prompt = setting.sizes.prompt
+        for size in sorted({wave.size or 1 for wave in missing}):
+            _ask(server, _tasks(engine, QUICKEST, 1, size, prompt, 2 * BLOCK))
+        for wave in missing:
+            check()
+            setting.force(wave.pattern)
+            result = _run(server, engine, setting, wave)
+            if engine == STOCK:
+                require_forced(server.log(), wave.pattern)
+            store.save(wave.name(engine), result)
 
 
-def figures(replies: list[Reply]) -> dict[str, float]:
+def figures(replies: Sequence[Reply]) -> dict[str, float]:
     """Output tokens/s over the whole wave, and tokens per forward where the engine reports them."""
     tokens = sum(len(reply.output_ids) for reply in replies)
     seconds = max(r.ended for r in replies) - min(r.started for r in replies)
@@ -45,9 +70,26 @@ def figures(replies: list[Reply]) -> dict[str, float]:
     forwards = [reply.meta.get("denoise_forwards") for reply in replies]
     if all(forwards):
         found["tpf"] = tokens / sum(forwards)  # type: ignore[arg-type]
-    found["last_first_block"] = max(reply.first for reply in replies)
-    found["median_first_block"] = statistics.median(reply.first for reply in replies)
     return found
+
+
+def _run(server: Server, engine: str, setting: Setting, wave: Wave) -> dict[str, Any]:
+    sizes, pattern, seed = setting.sizes, wave.pattern, 10 * wave.pattern.tpf
+    if wave.size:
+        tasks = _tasks(engine, pattern, seed + 5, wave.size, sizes.prompt, sizes.output)
+        return figures(_ask(server, tasks))
+    firsts = []
+    for repetition in range(FIRST_BLOCKS):
+        tasks = _tasks(engine, pattern, seed + repetition, 1, sizes.prompt, BLOCK)
+        firsts.append(_ask(server, tasks, stream=True)[0].first)
+    return {"first_block": firsts}
+
+
+def require_forced(log: str, pattern: Pattern) -> None:
+    """Raise RuntimeError where the last schedule that stock's log names is another one."""
+    told = [line for line in log.splitlines() if plugin.ANNOUNCED in line]
+    if not told or plugin.announcement(pattern.steps) not in told[-1]:
+        raise RuntimeError(f"stock did not take {pattern.steps} steps per block: {told[-1:]}")
 
 
 def _tasks(
@@ -61,14 +103,28 @@ def _tasks(
     ]
 
 
-def _ask(server: Server, tasks: list[Task], what: str) -> list[Reply]:
-    replies = asyncio.run(ask_all(server.url, tasks, concurrency=len(tasks), stream=True))
+def in_time(
+    url: str, tasks: Sequence[Task], *, concurrency: int, stream: bool = False
+) -> list[Reply]:
+    """`ask_all`; raises RuntimeError after WAVE_SECONDS."""
+    asked = ask_all(url, tasks, concurrency=concurrency, stream=stream)
+    try:
+        return asyncio.run(asyncio.wait_for(asked, WAVE_SECONDS))
+    except asyncio.TimeoutError:
+        raise RuntimeError(f"{len(tasks)} requests: no end within {WAVE_SECONDS} s") from None
+
+
+def _ask(server: Server, tasks: Sequence[Task], *, stream: bool = False) -> list[Reply]:
+    # Streamed only where a first block is timed: the host sends all ids so far with each chunk, and
+    # for many requests that is what would be measured.
+    replies = in_time(server.url, tasks, concurrency=len(tasks), stream=stream)
+    what = f"{len(tasks)} requests for {tasks[0].max_new_tokens} tokens"
     wrong = [reply.error for reply in replies if reply.error] or [
         f"{len(reply.output_ids)} tokens instead of {task.max_new_tokens}"
         for reply, task in zip(replies, tasks, strict=True)
         if len(reply.output_ids) != task.max_new_tokens
     ]
     if wrong:
-        raise RuntimeError(f"{what}: {len(wrong)} of {len(tasks)} requests failed: {wrong[0]}")
+        raise RuntimeError(f"{what}: {len(wrong)} failed: {wrong[0]}")
     print(f"  {what}: {max(reply.seconds for reply in replies):.2f} s", file=sys.stderr, flush=True)
     return replies

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,10 +14,26 @@ import torch
 
 from benchmarks.engines import OURS, REPOSITORY, STOCK, ServerSpec, spec
 from benchmarks.gpu import plugin, shapes
+from benchmarks.gpu.guard import guarded
 from benchmarks.gpu.patterns import Pattern
+from benchmarks.gpu.store import write_atomically
 from llada_sglang.platform.detect import accelerator
 from llada_sglang.roofline import gpus
 from llada_sglang.roofline.gpus import Gpu
+
+ENGINES = (OURS, STOCK)
+READY_SECONDS = 420
+"""For a server to answer: the first start on a machine compiles kernels, which takes minutes."""
+UNIFORM_EXPERTS = {"SGLANG_SIMULATE_UNIFORM_EXPERTS": "1"}
+"""The host's own switch: each token gets eight experts 32 apart, the first drawn at random. What
+rows touch is then what the cost model expects, 256 (1 - (31/32)^tokens), in either engine, since
+both route by the host's `select_experts`. A CUDA graph keeps what was drawn at its capture."""
+STOCK_FLAGS = (
+    # Not one scheduler round per forward: rows of one schedule end their blocks together anyway.
+    "--no-dllm-fdfo",
+    # Its prompts run in the decode graphs; the default would capture others that nothing runs in.
+    *("--cuda-graph-backend-prefill", "disabled"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +57,18 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(rows=(1, 32), steps=48, output=512, concurrent=(1, 32), questions=10)
 TRIAL = Sizes((1, 2), 64, 8, 96, 32, (1, 2), 2)  # of the benchmark itself, without a GPU
-SIZES = {"full": FULL, "quick": QUICK, "trial": TRIAL}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One run. device: `cuda` or `cpu`; shape: a name of `shapes.SHAPES`; size: of `SIZES`.
+    """One run. device: `cuda` or `cpu`; shape: a name of `shapes.SHAPES`.
 
     flags: more of both servers; stock_flags: more of stock.
     """
 
     device: str
     shape: str
-    size: str
     flags: str = ""
     stock_flags: str = ""
 
@@ -65,7 +79,7 @@ class Setting:
 
     @staticmethod
     def arguments() -> tuple[str, ...]:
-        return ("device", "shape", "size", "flags", "stock_flags")
+        return ("device", "shape", "flags", "stock_flags")
 
     def command_line(self) -> list[str]:
         """The same setting for another process."""
@@ -73,12 +87,14 @@ class Setting:
 
     @property
     def sizes(self) -> Sizes:
-        return SIZES[self.size]
+        return TRIAL if self.device == "cpu" else FULL
 
     @property
     def name(self) -> str:
         """Of its report and its directory: what is measured differently is kept apart."""
-        parts = [self.device_name, self.shape, *([self.size] if self.size != "full" else [])]
+        parts = [self.device_name, self.shape]
+        if given := (self.flags, self.stock_flags) if self.flags or self.stock_flags else None:
+            parts.append(hashlib.sha256(repr(given).encode()).hexdigest()[:8])
         return "-".join(parts)
 
     @cached_property
@@ -105,27 +121,46 @@ class Setting:
         found = [name for name in gpus.GPUS if name in self.device_name]
         return gpus.find(found[0]) if found else None
 
-    def spec(self, engine: str, pattern: Pattern | None = None, *more: str) -> ServerSpec:
-        """How to start an engine, with stock's acceptance forced to `pattern`."""
-        flags = [*more, "--max-running-requests", str(self.sizes.running)]
-        flags += ["--load-format", "dummy", "--disable-radix-cache", *shlex.split(self.flags)]
-        flags += shlex.split(self.stock_flags) if engine == STOCK else []
+    def spec(self, engine: str) -> ServerSpec:
+        """How to start an engine; stock resolves as many positions as `force` said last."""
+        flags = ["--max-running-requests", str(self.sizes.running)]
+        flags += ["--load-format", "dummy", "--disable-radix-cache"]
         if self.device == "cpu":
             flags += ["--dtype", "float32", "--max-total-tokens", "4096"]
-        if engine == STOCK and pattern is not None:
-            config = self.work / f"steps-{pattern.steps}.yaml"
-            config.write_text(f"steps: {pattern.steps}\n")
-            flags += ["--dllm-algorithm", plugin.ALGORITHM]
+        if engine == STOCK:
+            config = self.work / "forced.yaml"
+            config.write_text(f"steps_file: {self._steps_file}\n")
+            flags += [*STOCK_FLAGS, "--dllm-algorithm", plugin.ALGORITHM]
             flags += ["--dllm-algorithm-config", str(config)]
-        plugins = plugin.NAME if engine == STOCK else f"llada_sglang,{plugin.NAME}"
-        path = plugin.install(self.work / "plugin")
-        started = spec(engine, self.model, flags)
-        return started.with_environment({"SGLANG_PLUGINS": plugins, "PYTHONPATH": path})
+        flags += shlex.split(self.flags)
+        flags += shlex.split(self.stock_flags) if engine == STOCK else []
+        environment = {
+            "SGLANG_PLUGINS": plugin.NAME if engine == STOCK else f"llada_sglang,{plugin.NAME}",
+            "PYTHONPATH": plugin.install(self.work / "plugin"),
+            **(UNIFORM_EXPERTS if self.device == "cuda" else {}),
+        }
+        return bound(spec(engine, self.model, flags).with_environment(environment))
+
+    def force(self, pattern: Pattern) -> None:
+        """Have stock resolve blocks by `pattern` from the next one on; nothing may be running."""
+        write_atomically(self._steps_file, f"{pattern.steps}\n")
 
     def in_words(self, engine: str) -> str:
         """The launch command of a report."""
-        flags = " ".join(self.spec(engine).flags).replace("LowConfidence", plugin.ALGORITHM)
-        return f"python -m sglang.launch_server --model-path DIR {flags}"
+        started = self.spec(engine)
+        variables = [f"{k}={v}" for k, v in started.environment if k.startswith("SGLANG_")]
+        flags = " ".join(started.flags).replace("--dllm-algorithm LowConfidence ", "")
+        flags = flags.replace(f"{self.work}/", "")
+        return " ".join([*variables, "python -m sglang.launch_server --model-path DIR", flags])
+
+    @property
+    def _steps_file(self) -> Path:
+        return self.work / "steps"
+
+
+def bound(started: ServerSpec) -> ServerSpec:
+    """The same server, bound to this process."""
+    return replace(started, command=guarded(started.command))
 
 
 def require_device(device: str) -> None:
@@ -144,6 +179,3 @@ def inherited_environment(extra: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The environment of a worker process that is to be one of the engines."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LLADA_SGLANG_")}
     return {**kept, **dict(extra)}
-
-
-ENGINES = (OURS, STOCK)

@@ -1,4 +1,4 @@
-"""One engine's steps inside its process: `python -m benchmarks.gpu.steps ENGINE OUT --settings`.
+"""One engine's steps inside its process: `python -m benchmarks.gpu.steps ENGINE --rows N ...`.
 
 The real scheduler without sockets, driven turn by turn as the tests drive it. All requests decode,
 one token per step, so a step has as many rows as requests run, and one more where a block ends.
@@ -7,26 +7,51 @@ one token per step, so a step has as many rows as requests run, and one more whe
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.engines import OURS
-from benchmarks.gpu import trace
+from benchmarks.engines import OURS, REPOSITORY
+from benchmarks.gpu import guard, trace
 from benchmarks.gpu.patterns import BLOCK, PATTERNS
-from benchmarks.gpu.setting import Setting, Sizes
+from benchmarks.gpu.setting import Setting, Sizes, inherited_environment
+from benchmarks.gpu.store import Store
 from benchmarks.workloads import RandomTokens
 
 MODULE = "benchmarks.gpu.steps"
 REPETITIONS = 3
 PROFILED = 24
 KERNELS = 12
+WORKER_SECONDS = 480
+BANDWIDTH = "bandwidth"
+
+
+def unit(engine: str, rows: int) -> str:
+    return f"steps-{engine}-{rows}"
+
+
+def units(engine: str, setting: Setting) -> dict[str, tuple[int, ...]]:
+    """What an engine's worker keeps, with the rows to ask it for; ours also tells the bandwidth."""
+    rows = {unit(engine, count): (count,) for count in setting.sizes.rows}
+    return {BANDWIDTH: (), **rows} if engine == OURS and setting.device == "cuda" else rows
+
+
+def run_worker(engine: str, setting: Setting, rows: Sequence[int]) -> None:
+    """Measure steps in a process whose environment makes it `engine`; it keeps its units itself."""
+    command = [sys.executable, "-m", MODULE, engine, "--rows", *map(str, rows)]
+    guard.run(
+        [*command, *setting.command_line()],
+        log=setting.work / f"worker-{engine}.log",
+        cwd=REPOSITORY,
+        environment=inherited_environment(setting.spec(engine).environment),
+        seconds=WORKER_SECONDS,
+    )
 
 
 class Counter:
@@ -43,37 +68,58 @@ class Counter:
         setattr(owner, attribute, counted)
 
 
-def measure(engine: str, setting: Setting, *, count_experts: bool = False) -> dict[str, Any]:
-    """Seconds per step by rows, the device's idle share, and its longest kernels.
-
-    count_experts: instead, how many experts a layer's step uses; needs a server without graphs.
-    """
+def measure(engine: str, setting: Setting, store: Store, every: Sequence[int]) -> None:
+    """Keep seconds per step, the device's idle share and its longest kernels, by rows."""
     from inprocess import InProcessEngine  # type: ignore[import-not-found]
 
-    result: dict[str, Any] = {"rows": {}}
-    if engine == OURS and setting.device == "cuda" and not count_experts:
-        result["bandwidth"] = copy_bandwidth()  # before the engine takes the memory
-    more = ("--disable-cuda-graph",) if count_experts else ()
-    host = InProcessEngine(str(setting.model), *setting.spec(engine, PATTERNS[1], *more).flags)
-    scheduler = host.scheduler
-    if not bool((scheduler.tp_worker.model_runner.model.model.norm.weight == 1).all()):
+    cuda = setting.device == "cuda"
+    if engine == OURS and cuda:
+        # Before the engine takes the memory.
+        store.save(BANDWIDTH, {"bytes_per_second": copy_bandwidth()})
+    if not every:
+        return
+    setting.force(PATTERNS[1])
+    host = InProcessEngine(str(setting.model), *setting.spec(engine).flags)
+    worker = host.scheduler.tp_worker
+    if not bool((worker.model_runner.model.model.norm.weight == 1).all()):
         raise RuntimeError("the weights are the host's own: the benchmark's plugin is not loaded")
+    if cuda:
+        require_host_routing(worker.model_runner.model)
+    # Stock runs a whole block per turn, ours a step or more.
     counter = (
-        Counter(scheduler.rounds.runner, "launch")
+        Counter(host.scheduler.rounds.runner, "launch")
         if engine == OURS
-        else Counter(scheduler.tp_worker.dllm_algorithm, "run")
+        else Counter(worker.model_runner, "forward")
     )
-    if count_experts:
-        return _experts(host, counter, engine, setting)
-    for rows in setting.sizes.rows:
-        with _running(host, counter, engine, setting.sizes, rows):
+    for rows in every:
+        with _running(host, engine, setting.sizes, rows):
             steps = setting.sizes.steps
             seconds = [_timed(host, counter, setting, steps) for _ in range(REPETITIONS)]
             found: dict[str, Any] = {"seconds": seconds}
-            if setting.device == "cuda":
-                found |= _profiled(host, counter, setting, rows, engine)
-        result["rows"][str(rows)] = found
-    return result
+            store.save(unit(engine, rows), found)
+            if cuda:
+                try:
+                    profiled = _profiled(host, counter, setting, rows, engine)
+                except Exception as error:  # the times are still worth having
+                    profiled = {"profile_error": f"{type(error).__name__}: {error}"[:300]}
+                store.save(unit(engine, rows), found | profiled)
+
+
+def require_host_routing(model: Any) -> None:
+    """Raise RuntimeError where experts are chosen past the host's drawing of uniform ones."""
+    from sglang.srt.layers.moe.topk import TopKOutputFormat, routing_simulation_enabled
+
+    if not routing_simulation_enabled():
+        raise RuntimeError("the host draws no experts: its variable is not set")
+    for number, layer in enumerate(model.model.layers):
+        if (topk := getattr(layer.mlp, "topk", None)) is None:
+            continue  # a dense layer
+        format_ = topk.topk_config.output_format
+        if layer.mlp.use_block_routing or format_ is not TopKOutputFormat.STANDARD:
+            raise RuntimeError(
+                f"layer {number} would not run uniform experts: it routes by {format_}. "
+                f"--flags '--moe-runner-backend triton' makes that standard."
+            )
 
 
 def copy_bandwidth(size: int = 1 << 30) -> float:
@@ -120,39 +166,17 @@ def _profiled(
         _synchronize(setting)
     recorded.export_chrome_trace(str(setting.work / f"trace-{engine}-{rows}.json.gz"))
     activity, kernels = trace.of_profile(recorded)
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernel")
     return {
         "idle_share": activity.idle_share,
+        "waiting_share": activity.waiting_share,
         "kernels": [(name, s / counter.calls, n) for name, s, n in kernels[:KERNELS]],
     }
 
 
-def _experts(host: Any, counter: Counter, engine: str, setting: Setting) -> dict[str, Any]:
-    """Distinct experts per layer and step, a mean over layers and steps, by rows."""
-    used: list[int] = []
-
-    def look(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        output = named.get("topk_output") or arguments[1]
-        used.append(int(torch.unique(output.topk_ids).numel()))
-
-    layers = host.scheduler.tp_worker.model_runner.model.model.layers
-    hooks = [
-        layer.mlp.experts.register_forward_pre_hook(look, with_kwargs=True)
-        for layer in layers
-        if hasattr(layer.mlp, "experts")
-    ]
-    found = {}
-    for rows in setting.sizes.rows:
-        with _running(host, counter, engine, setting.sizes, rows):
-            used.clear()
-            _timed(host, counter, setting, min(BLOCK, setting.sizes.steps))
-            found[str(rows)] = statistics.fmean(used) if used else None
-    for hook in hooks:
-        hook.remove()
-    return {"experts": found}
-
-
 @contextmanager
-def _running(host: Any, counter: Counter, engine: str, sizes: Sizes, count: int) -> Iterator[None]:
+def _running(host: Any, engine: str, sizes: Sizes, count: int) -> Iterator[None]:
     """`count` requests past their prompts and a first block; aborted at the end."""
     prompts = RandomTokens(Path())
     # A turn may hold a whole block's steps, so each measurement may run on for as many.
@@ -182,14 +206,12 @@ def _synchronize(setting: Setting) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engine")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--count-experts", action="store_true")
+    parser.add_argument("--rows", type=int, nargs="*", required=True)
     for name in Setting.arguments():
         parser.add_argument(f"--{name.replace('_', '-')}", required=True)
     arguments = parser.parse_args()
     setting = Setting.of(arguments)
-    result = measure(arguments.engine, setting, count_experts=arguments.count_experts)
-    arguments.out.write_text(json.dumps(result))
+    measure(arguments.engine, setting, Store(setting.work), arguments.rows)
 
 
 if __name__ == "__main__":

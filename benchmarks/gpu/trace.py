@@ -7,29 +7,40 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+HOST_GAP = 5e-6
+"""Kernels inside one graph are 1 to 1.5 us apart while they are profiled; the device waits longer
+than this only for the host, whose quickest launch takes about as long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Seconds. span: from the first operation's begin to the last one's end; idle: of it."""
+    """Seconds. span: from the first operation's begin to the last one's end; idle: of it, nothing
+    ran; waiting: of that, in gaps of HOST_GAP or more."""
 
     span: float
     idle: float
+    waiting: float
 
     @property
     def idle_share(self) -> float:
         return self.idle / self.span if self.span else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waiting / self.span if self.span else 0.0
 
 
 def activity(intervals: Iterable[tuple[float, float]]) -> Activity:
     """How long nothing ran. intervals: (begin, end) of device operations, which may overlap."""
     ordered = sorted(intervals)
     if not ordered:
-        return Activity(0.0, 0.0)
-    first, reached, idle = ordered[0][0], ordered[0][0], 0.0
+        return Activity(0.0, 0.0, 0.0)
+    first, reached = ordered[0][0], ordered[0][0]
+    gaps = []
     for begin, end in ordered:
-        idle += max(0.0, begin - reached)
+        gaps.append(max(0.0, begin - reached))
         reached = max(reached, end)
-    return Activity(reached - first, idle)
+    return Activity(reached - first, sum(gaps), sum(gap for gap in gaps if gap >= HOST_GAP))
 
 
 def of_profile(profile: Any) -> tuple[Activity, list[tuple[str, float, int]]]:

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: patterns, floors, idle time, and the table with its bars."""
+"""What the GPU benchmark asks of both engines: the same positions, experts, weights and flags."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from llada_sglang.config import DecodeParams
 from llada_sglang.decoding.order import best
 from llada_sglang.decoding.policies.steps import Steps
 from llada_sglang.decoding.policy import Checkpoint
-from llada_sglang.roofline import gpus
 from llada_sglang.roofline.shape import BUILT_IN, Shape
 from llada_sglang.weights import weight_shapes
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are in no package
 
-from benchmarks.engines import OURS, STOCK
-from benchmarks.gpu import plugin, shapes, table, trace
+from benchmarks.gpu import __main__ as driver
+from benchmarks.gpu import plugin, serving, shapes, steps, table
 from benchmarks.gpu.patterns import BLOCK, PATTERNS, Pattern
-from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.setting import FULL, UNIFORM_EXPERTS, Setting
 
 MINI = Shape.of(BUILT_IN["mini"])
-H200 = gpus.find("h200")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=lambda pattern: f"TPF {pattern.tpf}")
 def test_both_engines_resolve_the_same_number_of_positions_at_every_step(
-    pattern: Pattern,
+    pattern: Pattern, tmp_path: Path
 ) -> None:
     assert sum(pattern.counts) == BLOCK
     assert pattern.exact_tpf == pytest.approx(pattern.tpf, abs=0.5)
@@ -41,27 +39,28 @@ def test_both_engines_resolve_the_same_number_of_positions_at_every_step(
         BLOCK, 1536
     )
     assert ours == pattern.counts
-    assert stock_counts(pattern.steps) == list(pattern.counts)
+    steps_file = tmp_path / "steps"
+    assert stock_counts(algorithm(steps_file), steps_file, pattern.steps) == list(pattern.counts)
 
 
-def algorithm(steps: int) -> Any:
+def algorithm(steps_file: Path) -> Any:
     from sglang.srt.dllm.config import DllmConfig
 
     config = DllmConfig(
         algorithm=plugin.ALGORITHM,
-        algorithm_config={"steps": steps},
+        algorithm_config={"steps_file": str(steps_file)},
         block_size=BLOCK,
         mask_id=99,
         max_running_requests=2,
-        first_done_first_out_mode=True,
+        first_done_first_out_mode=False,
     )
     return plugin.forced_schedule()(config)
 
 
-def stock_counts(steps: int) -> list[int]:
+def stock_counts(forced: Any, steps_file: Path, steps: int) -> list[int]:
     """Positions that stock's algorithm resolves per step, its choice held against ours."""
     torch.manual_seed(steps)
-    forced = algorithm(steps)
+    steps_file.write_text(f"{steps}\n")
     batch = SimpleNamespace(
         batch_size=2,
         input_ids=torch.full((2 * BLOCK,), 99),
@@ -89,8 +88,34 @@ def stock_counts(steps: int) -> list[int]:
     raise AssertionError("the block was never done")
 
 
-def test_a_block_that_begins_with_the_prompt_ends_earlier() -> None:
-    forced = algorithm(4)
+def test_one_server_of_stock_runs_every_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps_file = tmp_path / "steps"
+    forced = algorithm(steps_file)
+    for tpf in driver.PATTERN_ORDER:
+        pattern = PATTERNS[tpf]
+        assert stock_counts(forced, steps_file, pattern.steps) == list(pattern.counts)
+        log = capsys.readouterr().err
+        serving.require_forced(log, pattern)
+        other = PATTERNS[1 if tpf != 1 else 3]
+        with pytest.raises(RuntimeError, match=f"did not take {other.steps} steps"):
+            serving.require_forced(log, other)
+    with pytest.raises(RuntimeError, match="did not take"):
+        serving.require_forced("", PATTERNS[1])
+
+
+@pytest.mark.parametrize("content", ["", "0", "33", "4.5", "-4", "steps: 4", "\u00b2"])
+def test_a_schedule_that_is_none_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    steps_file = tmp_path / "steps"
+    steps_file.write_text(content)
+    with pytest.raises(ValueError, match=r"steps must hold a number of steps in \[1, 32\], got"):
+        algorithm(steps_file).init_step_state(SimpleNamespace(batch_size=1))
+
+
+def test_a_block_that_begins_with_the_prompt_ends_earlier(tmp_path: Path) -> None:
+    (tmp_path / "steps").write_text("4")
+    forced = algorithm(tmp_path / "steps")
     ids = torch.full((BLOCK,), 99)
     ids[:20] = 5
     batch = SimpleNamespace(batch_size=1, input_ids=ids, dllm_prompt_mask=None)
@@ -102,7 +127,29 @@ def test_a_block_that_begins_with_the_prompt_ends_earlier() -> None:
     assert (batch.input_ids[:20] == 5).all()
 
 
-def test_dummy_weights_get_a_scale_at_which_routers_differ() -> None:
+def test_an_engine_that_routes_past_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.layers.moe.topk import TopKOutputFormat
+
+    def model(output_format: Any, *, blocks: bool = False) -> Any:
+        topk = SimpleNamespace(topk_config=SimpleNamespace(output_format=output_format))
+        mixture = SimpleNamespace(topk=topk, use_block_routing=blocks)
+        layers = [SimpleNamespace(mlp=SimpleNamespace()), SimpleNamespace(mlp=mixture)]
+        return SimpleNamespace(model=SimpleNamespace(layers=layers))
+
+    with pytest.raises(RuntimeError, match="variable is not set"):
+        steps.require_host_routing(model(TopKOutputFormat.STANDARD))
+    monkeypatch.setenv(*next(iter(UNIFORM_EXPERTS.items())))
+    steps.require_host_routing(model(TopKOutputFormat.STANDARD))
+    for past in (
+        model(TopKOutputFormat.BYPASSED),
+        model(TopKOutputFormat.TRITON_KERNEL),
+        model(TopKOutputFormat.STANDARD, blocks=True),
+    ):
+        with pytest.raises(RuntimeError, match="layer 1 would not run uniform experts"):
+            steps.require_host_routing(past)
+
+
+def test_dummy_weights_get_the_scale_of_trained_ones() -> None:
     model = nn.ModuleDict(
         {
             "word_embeddings": nn.Embedding(500, 64),
@@ -121,7 +168,7 @@ def test_dummy_weights_get_a_scale_at_which_routers_differ() -> None:
 
 
 def test_a_worker_is_given_the_same_setting() -> None:
-    given = Setting("cpu", "tiny", "trial", "--tp 2", "--mem-fraction-static 0.8")
+    given = Setting("cpu", "tiny", "--tp 2", "--mem-fraction-static 0.8")
     parser = argparse.ArgumentParser()
     for name in Setting.arguments():
         parser.add_argument(f"--{name.replace('_', '-')}")
@@ -134,62 +181,18 @@ def test_the_written_shape_is_the_published_one() -> None:
     assert shapes.cost_shape("mini") == MINI
 
 
-def test_idle_time_is_what_no_operation_covers() -> None:
-    found = trace.activity([(5.0, 6.0), (0.0, 2.0), (1.0, 1.5), (2.0, 3.0)])
-    assert (found.span, found.idle) == (6.0, 2.0)
-    assert found.idle_share == pytest.approx(1 / 3)
-    assert trace.activity([]).idle_share == 0
+def test_flags_are_part_of_what_is_measured() -> None:
+    names = [
+        Setting("cpu", "tiny", *flags).name
+        for flags in [(), ("--a",), ("", "--a"), ("--a", "--b"), ("--a --b",)]
+    ]
+    assert names[0] == "cpu-tiny"
+    assert len(set(names)) == len(names)
+    assert names[1] == Setting("cpu", "tiny", "--a").name
 
 
-def test_the_floor_of_one_row_is_the_issues() -> None:
-    expected, counted = table.floors(MINI, H200, 1, 0, 4.3e12, None)
-    assert expected * 1e3 == pytest.approx(4.8, abs=0.05)
-    assert counted is None
-
-
-def test_the_floor_follows_the_experts_that_were_counted() -> None:
-    expected, same = table.floors(MINI, H200, 1, 0, 4.3e12, MINI.experts_touched(1))
-    assert same == pytest.approx(expected)
-    _, fewer = table.floors(MINI, H200, 1, 0, 4.3e12, 40.0)
-    saved = (MINI.experts_touched(1) - 40) * 19 * 3 * 2048 * 512 * 2 / 4.3e12
-    assert fewer == pytest.approx(expected - saved)
-
-
-def results(one_row_ms: float, idle: float) -> dict[str, Any]:
-    rows = {"1": {"seconds": [one_row_ms / 1e3] * 3, "idle_share": idle}}
-    return {f"steps-{OURS}": {"bandwidth": 4.3e12, "rows": rows}}
-
-
-@pytest.mark.parametrize(
-    ("step", "idle", "met"), [(5.9, 0.05, ["yes", "yes"]), (6.1, 0.06, ["no", "no"])]
-)
-def test_the_bars_of_a_step(step: float, idle: float, met: list[str]) -> None:
-    rows = table.step_rows(results(step, idle), MINI, H200, 0)
-    assert [row[-1] for row in rows] == met
-    assert "floor 4.8" in rows[0][3]
-    assert rows[0][2] == "-"
-
-
-def test_without_a_known_gpu_no_bar_is_claimed() -> None:
-    rows = table.step_rows(results(5.0, 0.0), MINI, None, 0)
-    assert rows[0][3:] == ("-", "-")
-
-
-def serving(first: float, speed: float) -> dict[str, Any]:
-    return {"first_block": [first], "speeds": {"32": {"tokens_per_second": speed}}}
-
-
-def test_the_bars_of_serving_are_times_stock() -> None:
-    told = {f"serving-3-{OURS}": serving(0.1, 2900.0), f"serving-3-{STOCK}": serving(2.1, 1000.0)}
-    first, speed = table.serving_rows(told, 4096, 1536)
-    assert first[0] == "TPF 2.9: s to the first block, prompt 4096"
-    assert first[3:] == ("at least 20x stock", "yes, 21.0x")
-    assert speed[1:] == ("2900.0", "1000.0", "at least 3x stock", "no, 2.9x")
-    (alone, _) = table.serving_rows({f"serving-1-{OURS}": serving(0.1, 5.0)}, 64, 32)
-    assert alone[1:] == ("0.100", "-", "at least 20x stock", "-")
-
-
-def test_answers_that_differ_from_the_reference_fail_their_bar() -> None:
-    assert table.exact_rows({}) == []
-    (row,) = table.exact_rows({"exact": {"answers": 40, "equal": 39, "different": ["x"]}})
-    assert row[1:] == ("39 of 40", "-", "all", "no")
+def test_the_command_measures_what_the_bars_are_of() -> None:
+    assert FULL.rows == (1, 8, 32, 128)
+    assert (FULL.prompt, FULL.output, FULL.concurrent) == (4096, 1536, (1, 32, 128))
+    assert tuple(table.SPEEDUP) == FULL.concurrent
+    assert sorted(driver.PATTERN_ORDER) == sorted(PATTERNS)
