@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
+STOP_SECONDS = 10
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -69,10 +71,13 @@ def run(
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """What the process has started, compilers for example, ends too."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End what the process has started too; memory of the device is free only without it."""
+    deadline = time.monotonic() + STOP_SECONDS
+    with suppress(ProcessLookupError):  # nobody is left
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.1)
 
 
 def main() -> None:
