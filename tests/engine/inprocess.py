@@ -132,9 +132,32 @@ class InProcessEngine:
         return rid
 
     def abort(self, rid: str) -> None:
+        import torch
         from sglang.srt.managers.io_struct import AbortReq
 
-        self.scheduler.abort_request(AbortReq(rid=rid))
+        with torch.inference_mode():
+            self.scheduler.abort_request(AbortReq(rid=rid))
+
+    def retract(self, state: Any, *, keep: bool = True) -> None:
+        """Take a request back, whose step under way may have ended it."""
+        import torch
+
+        with torch.inference_mode():
+            self.scheduler.rounds.retract(state, keep=keep)
+
+    def flush(self) -> None:
+        """Take the result of the step under way."""
+        import torch
+
+        with torch.inference_mode():
+            self.scheduler.rounds.flush()
+
+    def pause(self, mode: str) -> None:
+        import torch
+        from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+        with torch.inference_mode():
+            self.scheduler.pause_generation(PauseGenerationReqInput(mode=mode))
 
     def tick(self) -> bool:
         """One turn of the host's event loop; False when there was nothing to run."""

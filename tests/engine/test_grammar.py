@@ -134,7 +134,7 @@ def test_retracted_in_the_middle_of_a_block(engine: InProcessEngine, prompt: lis
     while engine.answers[rid].finish is None:
         if rounds.states and retracted < 5:
             retracted += 1
-            rounds.retract(rounds.youngest(), keep=retracted % 2 == 0)
+            engine.retract(rounds.youngest(), keep=retracted % 2 == 0)
         engine.tick_unchecked()
         engine.tick_unchecked()
     engine.run()

@@ -26,7 +26,7 @@ def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator
     rounds = engine.scheduler.rounds
     rounds.overlap = request.param
     yield
-    rounds.flush()
+    engine.flush()
     rounds.overlap = False
 
 
@@ -106,7 +106,7 @@ def test_retracted_at_any_step(engine: InProcessEngine, oracle: Oracle) -> None:
     while engine.tick():
         turns += 1
         if turns % 3 == 0 and rounds.states and turns < 90:
-            rounds.retract(rng.choice(rounds.states))
+            engine.retract(rng.choice(rounds.states))
     for rid, prompt, case in asked:
         expected = oracle(prompt, max_new_tokens=90, **reference(case))
         answer = engine.answers[rid]

@@ -26,7 +26,7 @@ def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator
     rounds = engine.scheduler.rounds
     rounds.overlap = request.param
     yield
-    rounds.flush()
+    engine.flush()
     rounds.overlap = False
 
 
@@ -285,14 +285,14 @@ def test_aborts_of_others_at_any_step_change_nothing_and_free_everything(engine,
 
 
 def test_paused_and_retracted_requests_resume_to_the_same_text(engine, oracle):
-    from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
+    from sglang.srt.managers.io_struct import ContinueGenerationReqInput
 
     asked = questions(engine, 41, 6)
     sent = [(ask(engine, question), question) for question in asked]
     for mode in ("retract", "in_place"):
         for _ in range(3):
             engine.tick()
-        engine.scheduler.pause_generation(PauseGenerationReqInput(mode=mode))
+        engine.pause(mode)
         if mode == "retract":
             assert not engine.scheduler.rounds.states
         engine.scheduler.continue_generation(ContinueGenerationReqInput())

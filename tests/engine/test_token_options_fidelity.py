@@ -38,7 +38,7 @@ def overlap(request: pytest.FixtureRequest, engine: InProcessEngine) -> Iterator
     rounds = engine.scheduler.rounds
     rounds.overlap = request.param
     yield
-    rounds.flush()
+    engine.flush()
     rounds.overlap = False
 
 
@@ -111,7 +111,7 @@ def test_a_retracted_request_draws_the_same(engine: InProcessEngine, oracle: Ora
     for turn in range(12):
         engine.tick()
         if turn in (2, 5, 6) and rounds.states:
-            rounds.retract(rounds.youngest())
+            engine.retract(rounds.youngest())
     engine.run()
     for rid, prompt in zip(rids, prompts, strict=True):
         expected = oracle(prompt, max_new_tokens=64, rules=rules)
