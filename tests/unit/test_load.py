@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
 
 import pytest
@@ -173,22 +173,44 @@ def test_cost_is_told_apart_by_rows_and_positions() -> None:
     for _ in range(400):
         rows, positions = rng.randint(1, 40), rng.randint(0, 600)
         cost.observe(rows, positions, 5e-3 + 2e-4 * rows + 3e-5 * positions)
-    base, row, position = cost.parts()
-    assert base == pytest.approx(5e-3, rel=0.2)
-    assert row == pytest.approx(2e-4, rel=0.2)
-    assert position == pytest.approx(3e-5, rel=0.1)
+    for rows, positions in ((4, 100), (16, 300), (32, 100)):
+        expected = 5e-3 + 2e-4 * rows + 3e-5 * positions
+        assert cost.seconds(rows, positions) == pytest.approx(expected, rel=0.1)
+
+
+def test_forwards_of_every_size_have_a_cost_of_their_own() -> None:
+    """Bound by memory up to 64 rows, by arithmetic above: no one line fits both."""
+    cost, rng = Cost(), random.Random(0)
+    for _ in range(1000):
+        rows = rng.choice((rng.randint(1, 64), rng.randint(64, 512)))
+        cost.observe(rows, 0, 1e-4 * max(rows, 64))
+    for rows in (4, 16, 256, 512):
+        assert cost.seconds(rows, 0) == pytest.approx(1e-4 * max(rows, 64), rel=0.15), rows
+
+
+def test_a_forward_that_waited_for_something_else_is_no_cost_of_its_size() -> None:
+    """Not even the first one as large: a kernel may have been compiled for it."""
+    cost = Cost()
+    for rows in range(1, 33):
+        cost.observe(rows, 0, 5e-3 + 1e-4 * rows)
+    cost.observe(100, 0, 60.0)
+    assert cost.seconds(100, 0) < 0.1
+    for _ in range(20):
+        cost.observe(100, 0, 15e-3)
+    assert cost.seconds(100, 0) == pytest.approx(15e-3, rel=0.5)
 
 
 @pytest.mark.parametrize("positions", [0, 640])
 def test_of_equal_forwards_half_of_the_time_is_the_base(positions: int) -> None:
     cost = Cost()
-    assert sum(cost.parts()) > 0
+    assert cost.seconds(0, 0) > 0
+    assert cost.seconds(20, positions) > 0
     for _ in range(50):
         cost.observe(20, positions, 1e-2)
-    base, row, position = cost.parts()
-    assert base + 20 * row + positions * position == pytest.approx(1e-2)
+    base = cost.seconds(0, 0)
+    assert cost.seconds(20, positions) == pytest.approx(1e-2)
     assert 0.4e-2 <= base <= 0.7e-2
-    assert min(base, row, position) >= 0
+    assert cost.seconds(10, positions) <= 1e-2
 
 
 def test_work_weighs_the_recent_more() -> None:
@@ -199,6 +221,25 @@ def test_work_weighs_the_recent_more() -> None:
         work.add(Work(1, 2, 40, 16))
     assert work.tokens / work.steps == pytest.approx(16, rel=0.1)
     assert work.steps <= 2049
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_other_texts_change_what_all_widths_bring(seed: int) -> None:
+    """What is seen at the width in use holds for one that was not used since, too: tokens halve at
+    both, so that there is nothing to be gained at the other."""
+    load = Load(BLOCK)
+    drive(load, BROAD, 1, 4000, seed=seed)
+    halved = replace(BROAD, tokens=[tokens / 2 for tokens in BROAD.tokens])
+    widths, _ = drive(load, halved, 1, 3000, seed=seed + 1)
+    assert widths.count(1) <= 10
+
+
+def test_what_looks_poor_is_seldom_tried() -> None:
+    load = Load(BLOCK)
+    drive(load, BROAD, 1, 3000)
+    widths, _ = drive(load, BROAD, 1, 20000, seed=1)
+    best = BROAD.per_token(2, 1)
+    assert fmean(BROAD.per_token(width, 1) / best - 1 for width in widths) <= 0.012
 
 
 @pytest.mark.parametrize("overlap", [False, True])
