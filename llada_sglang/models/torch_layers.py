@@ -13,6 +13,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.models import llada2 as host
 from torch import Tensor
 
+from llada_sglang.errors import LaunchConfigError
 from llada_sglang.models.torch_moe import route, route_blocks, run_experts
 
 
@@ -77,8 +78,15 @@ class TorchExperts(UnquantizedFusedMoEMethod):  # type: ignore[misc]
         return StandardCombineInput(hidden_states=out)
 
 
+OTHER_LAYOUTS = ("use_triton_kernels", "use_flashinfer_cutlass", "use_flashinfer_trtllm_moe")
+"""What the host sets where it stores experts in another way than `run_experts` reads them."""
+
+
 def use_torch_parts(model: host.LLaDA2MoeModel) -> None:
-    """Turn the body, its routers and its unquantised experts into the subclasses above."""
+    """Turn the body, its routers and its unquantised experts into the subclasses above.
+
+    Raises LaunchConfigError where the host stores these experts in a layout of a kernel's.
+    """
     # The host builds its parts by global name and takes no factory, so the parts are turned
     # into their subclasses in place; these add behaviour only, never state.
     model.__class__ = EagerBody
@@ -86,9 +94,16 @@ def use_torch_parts(model: host.LLaDA2MoeModel) -> None:
         block = getattr(layer, "mlp", None)
         if not isinstance(block, host.LLaDA2MoeSparseMoeBlock):
             continue
-        if type(block.experts.quant_method) is UnquantizedFusedMoEMethod:
+        method = block.experts.quant_method
+        if type(method) is UnquantizedFusedMoEMethod:
+            if any(getattr(method, name, False) for name in OTHER_LAYOUTS):
+                raise LaunchConfigError(
+                    "--moe-runner-backend must be auto, triton or deep_gemm for a LLaDA2 model in "
+                    "float32: others store experts in a layout of their own. Drop the flag, or "
+                    "give --dtype bfloat16."
+                )
             block.__class__ = TorchSparseMoe
-            block.experts.quant_method.__class__ = TorchExperts
+            method.__class__ = TorchExperts
 
 
 def use_native_operators(model: host.LLaDA2MoeModel) -> None:

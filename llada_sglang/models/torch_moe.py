@@ -6,6 +6,8 @@ and never applies routed_scaling_factor; its kernels for GPUs round float32 to f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,8 +112,22 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Tensor, w2: Tensor
     else:
         out = _experts_in_turn(gathered, counts.tolist(), w13, w2)
     out = out.float() * weights.reshape(-1)[order].unsqueeze(1)
+    if not x.is_cpu:
+        # index_add_ adds there in any order, and the same text might not come out twice.
+        return sum_in_order(out, order, ids.shape).to(x.dtype)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     return total.index_add_(0, token_of, out).to(x.dtype)
+
+
+def sum_in_order(out: Tensor, order: Tensor, shape: Sequence[int]) -> Tensor:
+    """Add what the experts of each token made, in the order of its choices.
+
+    out: [pairs, hidden]; order: int64 [pairs], the place of each among the choices of all tokens,
+    of which some may be missing. shape: (tokens, k). Returns [tokens, hidden].
+    """
+    tokens, k = shape
+    every = out.new_zeros(tokens * k, out.shape[1]).index_copy_(0, order, out)
+    return every.view(tokens, k, -1).sum(1)
 
 
 def _experts_grouped(gathered: Tensor, counts: Tensor, w13: Tensor, w2: Tensor) -> Tensor:

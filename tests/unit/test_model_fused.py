@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from sglang.kernels.fused_op import BaseFusedOp
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.models import llada2 as host
 
 # The worker and the directory are that module's fixtures.
@@ -21,6 +22,7 @@ from test_model_logits import (  # noqa: F401
     worker,
 )
 
+from llada_sglang.errors import LaunchConfigError
 from llada_sglang.models import cuda_layers, llada2, torch_layers
 
 
@@ -109,6 +111,32 @@ def test_float32_stays_in_torch_on_a_gpu(
         assert isinstance(block.experts.quant_method, torch_layers.TorchExperts) is exact
     for layer in model.layers:
         assert type(layer.attention) is cuda_layers.FusedRotaryAttention
+
+
+@pytest.mark.parametrize("layout", torch_layers.OTHER_LAYOUTS)
+def test_experts_in_the_layout_of_a_kernel_are_refused_in_float32(
+    worker: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+) -> None:
+    monkeypatch.setattr(llada2, "get_device", lambda: SimpleNamespace(device="cuda"))
+    init = UnquantizedFusedMoEMethod.__init__
+
+    def other(method: Any, *args: Any, **kwargs: Any) -> None:
+        init(method, *args, **kwargs)
+        assert getattr(method, layout) is False
+        # Known once the weights are made.
+        create = method.create_weights
+
+        def made(*a: Any, **k: Any) -> None:
+            create(*a, **k)
+            setattr(method, layout, True)
+
+        method.create_weights = made
+
+    monkeypatch.setattr(UnquantizedFusedMoEMethod, "__init__", other)
+    with pytest.raises(LaunchConfigError, match="--moe-runner-backend"):
+        llada2.LLaDA2MoeModelLM(worker.model_runner.model.config)
 
 
 def test_the_hosts_operators_in_torch_give_the_same_logits(worker: Any) -> None:  # noqa: F811

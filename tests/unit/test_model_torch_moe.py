@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sglang.models.torch_moe import route, route_blocks, run_experts
+from llada_sglang.models.torch_moe import route, route_blocks, run_experts, sum_in_order
 from llada_sglang.reference.config import ModelShape
 from llada_sglang.reference.moe import Router
 
@@ -167,3 +167,13 @@ def test_bfloat16_experts_are_summed_in_float32() -> None:
     assert got.dtype == torch.bfloat16
     expected = experts_by_hand(half[0], weights, ids, half[1], half[2])
     torch.testing.assert_close(got.double(), expected, rtol=0.03, atol=0.5)
+
+
+def test_what_experts_made_is_summed_by_token_whatever_its_order() -> None:
+    """Choices that are another rank's are missing."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, k = 5, 3
+    order = torch.randperm(tokens * k, generator=generator)[:11]
+    out = torch.randn(11, HIDDEN, generator=generator)
+    expected = torch.zeros(tokens, HIDDEN).index_add_(0, order // k, out)
+    torch.testing.assert_close(sum_in_order(out, order, (tokens, k)), expected)
