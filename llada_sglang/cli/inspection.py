@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform as machine
-import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llada_sglang import __version__, env
-from llada_sglang.cli import families
+from llada_sglang.cli import families, toolkit
 from llada_sglang.cli.launch import NANO, PLUGIN, plugin_left_out
 from llada_sglang.compat import HostReport, Kind, inspect_host, load_ledger
 from llada_sglang.errors import LaunchConfigError, LLaDAError
@@ -218,25 +216,8 @@ def _inspect_packages(report: Report) -> Iterator[Finding]:
 
 
 def _inspect_toolkit(report: Report) -> Iterator[Finding]:
-    """What the host compiles with at its first forward on a GPU, found where it looks for it."""
-    if report.device is None or report.device.kind != "cuda":
-        return
-    root = env.cuda_toolkit()
-    found = shutil.which("nvcc")
-    nvcc = Path(root, "bin", "nvcc") if root else Path(found or "/usr/local/cuda/bin/nvcc")
-    if not nvcc.is_file():
-        yield Finding(
-            f"There is no CUDA toolkit: {nvcc} does not exist. SGLang compiles kernels with it at "
-            f"its start; the libraries that come with torch are not enough.",
-            "Install the toolkit of the CUDA version that torch was built for (python -c 'import "
-            "torch; print(torch.version.cuda)') and set CUDA_HOME to it.",
-        )
-    for tool in ("c++", "ninja"):
-        if not (shutil.which(tool) or Path(sys.executable).with_name(tool).is_file()):
-            yield Finding(
-                f"{tool} is not on the PATH; SGLang compiles kernels with it as it starts.",
-                "Install a C++ compiler." if tool == "c++" else "pip install ninja",
-            )
+    if report.device is not None and report.device.kind == "cuda":
+        yield from (Finding(what, mend) for what, mend in toolkit.missing())
 
 
 STEPS = (_inspect_host, _inspect_plugin, _inspect_device, _inspect_packages, _inspect_toolkit)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llada_sglang import cli
-from llada_sglang.cli import doctor, families, inspection
+from llada_sglang.cli import doctor, families, inspection, toolkit
 from llada_sglang.cli.inspection import Device, Finding, Report
 from llada_sglang.compat import HostReport, Problem, load_ledger
 
@@ -176,7 +176,7 @@ def test_a_gpu_needs_what_the_host_compiles_with(
     for tool in ("c++", "ninja", "nvcc"):
         (tools / tool).write_text("#!/bin/sh\n")
         (tools / tool).chmod(0o755)
-    monkeypatch.setattr(inspection.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(toolkit.sys, "executable", str(tmp_path / "python"))
     report = Report(device=Device("cuda", ("a GPU",), 1 << 30))
 
     monkeypatch.setenv("PATH", str(tools))
