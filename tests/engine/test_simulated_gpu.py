@@ -1,0 +1,140 @@
+"""The server as it runs on an NVIDIA GPU, on one that is simulated: see tests/simulated_gpu.
+
+Kernels' results come from torch. All else is what a GPU has: the host's start, graphs, pinned
+copies, events, the libraries' checks of what their kernels are given.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulated_gpu
+from oracle import Oracle, alive_and_exact
+from policy_cases import EDITING, UNMASKING, reference
+from servers import Server, ServerPool, ServerSpec
+from tokenizers import Tokenizer
+
+from llada_sglang.nano import tasks
+from llada_sglang.nano.chat import render_prompt
+
+pytestmark = pytest.mark.skipif(
+    simulated_gpu.why_not() is not None, reason=str(simulated_gpu.why_not())
+)
+
+GPU_TESTS = Path(__file__).resolve().parent.parent / "gpu"
+FLAGS = ("--max-total-tokens", "8192", "--max-running-requests", "8")
+GRAPHS = ("--cuda-graph-max-bs-decode", "4")
+ANSWER = 40
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of a process that finds a GPU."""
+    return simulated_gpu.environment(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture(scope="module")
+def prompts(nano: Path) -> list[list[int]]:
+    """Questions of several families, of one block and of more."""
+    tokenizer = Tokenizer.from_file(str(nano / "tokenizer.json"))
+    examples = [tasks.examples(9, family, "eval", 1)[0] for family in tasks.FAMILIES[:6]]
+    return [
+        tokenizer.encode(render_prompt(example.messages, tools=example.tools)).ids
+        for example in examples
+    ]
+
+
+def at_once(server: Server, questions: list[tuple[list[int], dict[str, Any]]]) -> list[list[int]]:
+    def ask(question: tuple[list[int], dict[str, Any]]) -> list[int]:
+        prompt, case = question
+        sampling = {"custom_params": case} if case else None
+        answer = server.generate(prompt, max_new_tokens=ANSWER, sampling=sampling)
+        return list(answer["output_ids"])
+
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(ask, questions))
+
+
+def test_float32_is_the_reference_under_every_policy(
+    servers: ServerPool, nano: Path, oracle: Oracle, gpu: dict[str, str], prompts: list[list[int]]
+) -> None:
+    spec = ServerSpec(str(nano), (*FLAGS, "--dtype", "float32")).with_environment(gpu)
+    server = servers.get(spec)
+    each = {case["policy"]: case for case in (*UNMASKING, *EDITING)}
+    cases: tuple[dict[str, Any], ...] = ({}, {"lookahead": 3}, *each.values())
+    questions = [(prompts[at % len(prompts)], case) for at, case in enumerate(cases)]
+    for (prompt, case), ids in zip(questions, at_once(server, questions), strict=True):
+        expected = oracle(prompt, max_new_tokens=ANSWER, **reference(case))
+        assert tuple(ids) == expected.output_ids, case
+    alive_and_exact(server, oracle)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        GRAPHS,
+        ("--attention-backend", "flashinfer", *GRAPHS),
+        ("--kv-cache-dtype", "fp8_e4m3", "--cuda-graph-backend-decode", "disabled"),
+    ],
+    ids=["fa3", "flashinfer", "fa3-fp8-cache"],
+)
+def test_bfloat16_says_nearly_what_the_reference_says(
+    servers: ServerPool,
+    nano: Path,
+    oracle: Oracle,
+    gpu: dict[str, str],
+    prompts: list[list[int]],
+    flags: tuple[str, ...],
+) -> None:
+    """Steps launched ahead, graphs, requests together; rounding may turn a token of a text."""
+    spec = ServerSpec(str(nano), (*FLAGS, "--dtype", "bfloat16", *flags)).with_environment(gpu)
+    server = servers.get(spec)
+    if "disabled" not in flags:
+        assert "llada_sglang: CUDA graphs" in server.log()
+    cases: list[dict[str, Any]] = [{}, {"lookahead": 2}]
+    questions = [(prompt, case) for case in cases for prompt in prompts]
+    got = at_once(server, questions)
+    expected = [
+        list(oracle(prompt, max_new_tokens=ANSWER, **reference(case)).output_ids)
+        for prompt, case in questions
+    ]
+    same = [one == other for one, other in zip(got, expected, strict=True)]
+    assert sum(same) >= 0.75 * len(same), same
+    assert got == at_once(server, questions), "not the same text twice"
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ("test_rounds_cuda.py", "-k", "not levenshtein, 'lookahead"),
+        ("test_graphs_cuda.py", "-k", "served and not measured_to_be_faster"),
+    ],
+    ids=["rounds", "graphs"],
+)
+def test_the_tests_for_a_gpu_pass(gpu: dict[str, str], selection: tuple[str, ...]) -> None:
+    name, *options = selection
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            GPU_TESTS / name,
+            *options,
+        ],
+        env={**os.environ, **gpu},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " skipped" not in done.stdout
