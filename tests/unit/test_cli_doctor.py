@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,33 +166,95 @@ def test_missing_packages_are_serious_where_serving_needs_them() -> None:
     assert len(findings(inspection._inspect_packages(report))) == 3
 
 
-def test_a_gpu_needs_what_the_host_compiles_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found where the host looks: CUDA_HOME, CUDA_PATH, the PATH, /usr/local/cuda."""
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A whole toolkit of CUDA 13.0, as far as its version and its files go."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    tools = tmp_path / "toolkit" / "bin"
-    tools.mkdir(parents=True)
+    root = tmp_path / "toolkit"
+    for header in toolkit._HEADERS:
+        path = root / "include" / ("cccl" if header.startswith("nv/") else "") / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "include" / "cuda_runtime_api.h").write_text("#define CUDART_VERSION  13000\n")
     for tool in ("c++", "ninja", "nvcc"):
-        (tools / tool).write_text("#!/bin/sh\n")
-        (tools / tool).chmod(0o755)
+        write_script(root / "bin" / tool, "echo Cuda compilation tools, release 13.0, V13.0.88")
     monkeypatch.setattr(toolkit.sys, "executable", str(tmp_path / "python"))
-    report = Report(device=Device("cuda", ("a GPU",), 1 << 30))
+    monkeypatch.setattr(toolkit, "_of_wheels", lambda: None)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_HOME", str(root))
+    return root
 
-    monkeypatch.setenv("PATH", str(tools))
-    assert findings(inspection._inspect_toolkit(report)) == []
+
+def write_script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def of_toolkit() -> list[Finding]:
+    report = Report(device=Device("cuda", ("a GPU",), 1 << 30))
+    return findings(inspection._inspect_toolkit(report))
+
+
+def test_a_gpu_needs_what_the_host_compiles_with(
+    cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found where the host looks: CUDA_HOME, CUDA_PATH, the PATH, /usr/local/cuda."""
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("PATH", str(cuda / "bin"))
+    assert of_toolkit() == []
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))
-    (missing,) = findings(inspection._inspect_toolkit(report))
+    (missing,) = of_toolkit()
     assert missing.serious
     assert str(tmp_path / "elsewhere" / "bin" / "nvcc") in missing.what
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setenv("CUDA_HOME", str(cuda))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [f.what.split()[0] for f in findings(inspection._inspect_toolkit(report))] == [
-        "c++",
-        "ninja",
-    ]
+    assert [finding.what.split()[0] for finding in of_toolkit()] == ["c++", "ninja"]
     assert findings(inspection._inspect_toolkit(Report(device=Device("cpu", (), 1)))) == []
+
+
+def test_headers_a_toolkit_lacks_are_named(cuda: Path) -> None:
+    (cuda / "include" / "cublasLt.h").unlink()
+    (cuda / "include" / "cccl" / "nv" / "target").unlink()
+    (missing,) = of_toolkit()
+    assert missing.serious
+    assert f"{cuda / 'include'} has no nv/target, cublasLt.h." in missing.what
+
+
+def test_an_nvcc_of_another_version_than_its_headers_is_serious(
+    cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_script(cuda / "bin" / "nvcc", "echo release 13.5, V13.5.37")
+    (other,) = of_toolkit()
+    assert other.serious
+    assert "nvcc is of CUDA 13.5, the headers" in other.what
+    assert "Install the toolkit" in other.mend
+    monkeypatch.setattr(toolkit, "_of_wheels", lambda: tmp_path / "wheels")
+    assert f"Set CUDA_HOME to {tmp_path / 'wheels'}" in of_toolkit()[0].mend
+    monkeypatch.setattr(toolkit, "_of_wheels", lambda: cuda)
+    assert of_toolkit()[0].mend.startswith('pip install "cuda-toolkit[nvcc,cccl')
+    write_script(cuda / "bin" / "nvcc", "echo cannot execute >&2; exit 1")
+    (broken,) = of_toolkit()
+    assert "tells no release: 'cannot execute'" in broken.what
+
+
+def test_libraries_without_the_name_a_linker_looks_for_are_named(cuda: Path) -> None:
+    """Wheels hold libcudart.so.13 alone, in lib; the way out is followed word by word."""
+    complaint = (
+        'case "$*" in *-l{0}) test -e {1} || {{ echo cannot find -l{0} >&2; exit 1; }};; esac'
+    )
+    write_script(cuda / "bin" / "c++", complaint.format("cudart", cuda / "lib64" / "libcudart.so"))
+    (cuda / "lib").mkdir()
+    (cuda / "lib" / "libcudart.so.13").touch()
+    (unlinked,) = of_toolkit()
+    assert "libcudart.so is not in" in unlinked.what
+    subprocess.run(["sh", "-c", unlinked.mend], check=True)
+    assert (cuda / "lib64" / "libcudart.so").resolve() == cuda / "lib" / "libcudart.so.13"
+    assert of_toolkit() == []
+    write_script(cuda / "bin" / "c++", complaint.format("cuda", cuda / "lib64" / "libcuda.so"))
+    (driver,) = of_toolkit()
+    assert driver.mend.endswith(f"{cuda / 'lib64' / 'libcuda.so'}")
 
 
 def test_a_whole_checkpoint_is_described(tmp_path: Path) -> None:
