@@ -120,6 +120,20 @@ def cuda_version(pins: Sequence[str]) -> str | None:
     return None
 
 
+def toolkit(pins: Sequence[str]) -> str | None:
+    """What to require for an nvcc and headers of the CUDA version of the collected libraries.
+
+    pins: `name==version`. None where torch brings no such libraries, or those of CUDA 12, whose
+    wheels do not make one directory. Left to itself the newest nvcc comes, which refuses the
+    headers of the version that torch pins.
+    """
+    for pin in pins:
+        name, _, version = pin.partition("==")
+        if name == "cuda-toolkit" and int(version.split(".")[0]) >= 13:
+            return f"cuda-toolkit[nvcc,cccl,cublas,curand]=={version}"
+    return None
+
+
 def _resolve_with_uv(
     uv: list[str], roots: Sequence[str], target: Target, index: Index
 ) -> list[str]:

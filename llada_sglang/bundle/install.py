@@ -11,6 +11,7 @@ since 3.6, which is why it is written in an older style.
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -102,6 +103,9 @@ def run(bundle: str, options: argparse.Namespace) -> None:
             os.remove(os.path.join(wheels, file["name"]))
         with contextlib.suppress(OSError):
             os.rmdir(wheels)
+    toolkit = link_toolkit(probe(python)["packages"])
+    if toolkit:
+        _say(f"next: export CUDA_HOME={toolkit}")
     _say(f"next: {os.path.join(os.path.dirname(python), 'llada-sglang')} doctor")
 
 
@@ -222,6 +226,29 @@ def install(python: str, manifest: "Json", wheels: str, requirements: "list[str]
     command += ["--find-links", wheels, "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--no-warn-script-location"]
     _call(command + requirements)
+
+
+def link_toolkit(packages: str) -> "str | None":
+    """Make the CUDA wheels in directory `packages` a toolkit to link with; return where it is.
+
+    Wheels hold lib/libcudart.so.13 alone; kernels are linked with lib64/libcudart.so.
+    None where no wheel brought nvcc.
+    """
+    pattern = os.path.join(glob.escape(packages), "nvidia", "cu[0-9]*", "bin", "nvcc")
+    for nvcc in sorted(glob.glob(pattern), reverse=True):
+        root = os.path.dirname(os.path.dirname(nvcc))
+        _link("lib", os.path.join(root, "lib64"))
+        for library in glob.glob(os.path.join(glob.escape(root), "lib", "*.so.*")):
+            _link(os.path.basename(library), library[: library.rindex(".so.")] + ".so")
+        return root
+    return None
+
+
+def _link(target: str, path: str) -> None:
+    if os.path.islink(path):
+        os.remove(path)
+    if not os.path.exists(path):
+        os.symlink(target, path)
 
 
 def is_right(path: str, file: "Json") -> bool:

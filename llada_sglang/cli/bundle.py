@@ -66,7 +66,10 @@ def _write(
         own = wheel or collect.build_own_wheel(store / "own", index)
         name, version, needed = collect.requirements_of(own)
         progress.stage("resolving")
-        pins = collect.resolve([*needed, *extra, collect.PIP], target, index)
+        roots = [*needed, *extra, collect.PIP]
+        pins = collect.resolve(roots, target, index)
+        if toolkit := collect.toolkit(pins):
+            pins = collect.resolve([*roots, toolkit], target, index)
         progress.stage(f"downloading {len(pins)} packages")
         wheels = [*collect.download(pins, store, target, index), own]
         progress.stage("writing parts")
@@ -95,6 +98,8 @@ def as_text(manifest: dict[str, Any], directory: Path, written: int) -> str:
         rows.append((_megabytes(rest), f"{others} more"))
     count = len(manifest["parts"])
     cuda = f", CUDA {manifest['cuda']}" if manifest["cuda"] else ""
+    nvcc = f"nvidia-cuda-nvcc=={manifest['cuda']}."
+    cuda += " and its nvcc" if any(pin.startswith(nvcc) for pin in manifest["requirements"]) else ""
     return (
         f"llada-sglang {manifest['version']} for Python {target['python']} on {target['machine']}, "
         f"glibc {target['glibc']} or newer{cuda}\n"

@@ -24,10 +24,15 @@ def make_wheel(
     version: str = "1.0",
     *,
     needs: Sequence[str] = (),
+    extras: Sequence[str] = (),
+    holds: Sequence[str] = (),
     filler: int = 0,
     tag: str = "py3-none-any",
 ) -> Path:
-    """A wheel with one module of its own name; filler: bytes of incompressible data in it."""
+    """A wheel with one module of its own name.
+
+    holds: other files in it, empty. filler: bytes of incompressible data in it.
+    """
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"VERSION = {version!r}\n".encode(),
@@ -37,10 +42,12 @@ def make_wheel(
         f"{info}/METADATA": "\n".join(
             ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
             + [f"Requires-Dist: {need}" for need in needs]
+            + [f"Provides-Extra: {extra}" for extra in extras]
         ).encode()
         + b"\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
+    files |= dict.fromkeys(holds, b"")
     record = [f"{path},sha256={_digest(data)},{len(data)}" for path, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
     directory.mkdir(parents=True, exist_ok=True)

@@ -93,6 +93,35 @@ def test_a_bundle_installs_with_the_network_off(
     assert "Traceback" not in refused.stderr
 
 
+def test_nvcc_comes_in_the_version_of_the_libraries_and_can_be_linked_with(
+    tmp_path: Path, index: Index, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else pins nvcc, and the newest refuses the headers of torch's libraries."""
+    store, root = tmp_path / "index", "nvidia/cu13"
+    needs = ["nvidia-cuda-nvcc==13.0.*; extra == 'nvcc'", "nvidia-cuda-runtime==13.0.96"]
+    extras = ["nvcc", "cccl", "cublas", "curand"]
+    made.make_wheel(store, "cuda_toolkit", "13.0.3", needs=needs, extras=extras)
+    for version in ("13.5.37", "13.0.88"):
+        made.make_wheel(store, "nvidia_cuda_nvcc", version, holds=[f"{root}/bin/nvcc"])
+    libraries = [f"{root}/lib/libcudart.so.13", f"{root}/lib/libcudart_static.a"]
+    made.make_wheel(store, "nvidia_cuda_runtime", "13.0.96", holds=libraries)
+    torch = ["sglang>=0.5", "cuda-toolkit==13.0.3", "nvidia-cuda-nvcc"]
+    own = made.make_wheel(tmp_path / "own", "llada_sglang", "9.9", needs=torch)
+    assert _bundle(tmp_path, index, "--wheel", str(own)) == 0
+    assert ", CUDA 13.0 and its nvcc\n" in capsys.readouterr().out
+    manifest = install.read_manifest(str(tmp_path / "bundle"))
+    assert "nvidia-cuda-nvcc==13.0.88" in manifest["requirements"]
+
+    venv = tmp_path / "venv"
+    command = [sys.executable, str(tmp_path / "bundle/install.py"), "--venv", str(venv)]
+    for _ in range(2):
+        done = _offline(command)
+        assert done.returncode == 0, done.stderr
+        toolkit = venv / f"lib/python{HERE}/site-packages" / root
+        assert f"next: export CUDA_HOME={toolkit}\n" in done.stdout
+        assert (toolkit / "lib64/libcudart.so").resolve() == toolkit / "lib/libcudart.so.13"
+
+
 def test_a_second_collection_downloads_and_writes_nothing(
     tmp_path: Path, index: Index, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +212,13 @@ def test_targets_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(BundleError, match=complaint):
         Target(python, machine, glibc)
+
+
+def test_a_toolkit_is_required_only_where_wheels_make_one() -> None:
+    wanted = "cuda-toolkit[nvcc,cccl,cublas,curand]==13.0.3.0"
+    assert collect.toolkit(["cuda-tile==1.7", "cuda-toolkit==13.0.3.0"]) == wanted
+    assert collect.toolkit(["cuda-toolkit==12.9.1"]) is None
+    assert collect.toolkit(["torch==2.9", "nvidia-cuda-runtime-cu12==12.8.90"]) is None
 
 
 def test_the_cuda_version_is_that_of_the_runtime_library() -> None:
