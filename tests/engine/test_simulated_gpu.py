@@ -61,7 +61,7 @@ def at_once(server: Server, questions: list[tuple[list[int], dict[str, Any]]]) -
         return list(pool.map(ask, questions))
 
 
-def test_float32_is_the_reference_under_every_policy(
+def test_float32_is_the_reference_under_the_policies_of_nano(
     servers: ServerPool, nano: Path, oracle: Oracle, gpu: dict[str, str], prompts: list[list[int]]
 ) -> None:
     spec = ServerSpec(str(nano), (*FLAGS, "--dtype", "float32")).with_environment(gpu)

@@ -243,8 +243,3 @@ class Simulation(TorchDispatchMode):
         given = operator(*args, **kwargs)
         results = DEVICE.run(kernel, (given, *args), kwargs)
         return given if results is None else results
-
-
-def launch(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
-    """Run a function on the device as one kernel. It gets CPU views of what is on the device."""
-    return DEVICE.run(kernel, args, kwargs)

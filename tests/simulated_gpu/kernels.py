@@ -166,6 +166,18 @@ def moe_sum_reduce(given: None, parts: Tensor, out: Tensor, factor: float) -> No
     out.copy_(parts.float().sum(dim=1) * factor)
 
 
+def _attended(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """One segment's output [queries, heads, dim] and log-sum-exp [heads, queries], in float32.
+
+    q: [queries, heads, dim]; k, v: float32 [positions, kv heads, dim].
+    """
+    groups = q.shape[1] // k.shape[1]
+    keys, values = (cache.repeat_interleave(groups, dim=1) for cache in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * scaling
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values)
+    return out, scores.logsumexp(dim=-1)
+
+
 def attend(
     given: tuple[Tensor, ...],
     q: Tensor,
@@ -178,18 +190,17 @@ def attend(
     (_, _, _, _, _, _, k_scale, v_scale, scaling, causal) = rest[12:22]
     assert not causal
     out, lse = given[:2]
-    page, groups = k.shape[1], q.shape[1] // k.shape[2]
+    page = k.shape[1]
     for segment, length in enumerate(lens.tolist()):
         first, end = starts[segment : segment + 2].tolist()
         pages = table[segment, : -(-length // page)].long()
         keys, values = (
-            cache[pages].flatten(0, 1)[:length].float().repeat_interleave(groups, dim=1)
-            * (1.0 if scale is None else scale[segment].repeat_interleave(groups)[:, None])
+            cache[pages].flatten(0, 1)[:length].float()
+            * (1.0 if scale is None else scale[segment][:, None])
             for cache, scale in ((k, k_scale), (v, v_scale))
         )
-        scores = torch.einsum("qhd,khd->hqk", q[first:end].float(), keys) * scaling
-        lse[:, first:end] = scores.logsumexp(dim=-1)
-        out[first:end] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values).to(out.dtype)
+        made, lse[:, first:end] = _attended(q[first:end], keys, values, scaling)
+        out[first:end] = made.to(out.dtype)
 
 
 def plan(
@@ -234,21 +245,18 @@ def paged_run(
     """FlashInfer's prefill over pages; its log-sum-exp is to base 2."""
     (segments,) = plan_info
     assert (mask_mode, layout, window_left) == (0, 0, -1)
-    scaling, page, groups = rest[9], k.shape[1], q.shape[1] // k.shape[2]
+    scaling, page = rest[9], k.shape[1]
     for segment in range(segments):
         first, end = starts[segment : segment + 2].tolist()
         first_page, end_page = page_starts[segment : segment + 2].tolist()
         length = (end_page - first_page - 1) * page + int(last_page_len[segment])
         assert length == int(int_workspace.view(torch.int32)[segment]), "the plan of another batch"
         own = pages[first_page:end_page].long()
-        keys, values = (
-            cache[own].flatten(0, 1)[:length].float().repeat_interleave(groups, dim=1)
-            for cache in (k, v)
-        )
-        scores = torch.einsum("qhd,khd->hqk", q[first:end].float(), keys) * scaling
+        keys, values = (cache[own].flatten(0, 1)[:length].float() for cache in (k, v))
+        made, sums = _attended(q[first:end], keys, values, scaling)
+        out[first:end] = made.to(out.dtype)
         if lse is not None:
-            lse[first:end] = scores.logsumexp(dim=-1).T / math.log(2)
-        out[first:end] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values).to(out.dtype)
+            lse[first:end] = sums.T / math.log(2)
 
 
 def merge_base_2(
