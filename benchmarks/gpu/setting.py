@@ -40,12 +40,14 @@ STOCK_FLAGS = (
 class Sizes:
     """How much is measured. rows: block rows of a step; prompt, output: tokens of a request.
 
-    step_prompt: prompt tokens behind the steps. concurrent: requests at once. questions: of nano.
+    step_prompt: prompt tokens behind the steps, of which `steps` are timed and `profiled` profiled.
+    concurrent: requests at once. questions: of nano.
     """
 
     rows: tuple[int, ...] = (1, 8, 32, 128)
     step_prompt: int = 512
     steps: int = 96
+    profiled: int = 24
     prompt: int = 4096
     output: int = 1536
     concurrent: tuple[int, ...] = (1, 32, 128)
@@ -57,7 +59,7 @@ class Sizes:
 
 
 FULL = Sizes()
-TRIAL = Sizes((1, 2), 64, 8, 96, 32, (1, 2), 2)  # of the benchmark itself, without a GPU
+TRIAL = Sizes((1, 2), 64, 8, 4, 96, 32, (1, 2), 2)  # of the benchmark itself
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,13 @@ class Setting:
         return [f"--{n.replace('_', '-')}={getattr(self, n)}" for n in self.arguments()]
 
     @property
+    def trial(self) -> bool:
+        """Whether the benchmark itself is tried: its table is no result."""
+        return self.shape == "tiny"
+
+    @property
     def sizes(self) -> Sizes:
-        return TRIAL if self.device == "cpu" else FULL
+        return TRIAL if self.trial else FULL
 
     @property
     def name(self) -> str:
@@ -125,8 +132,10 @@ class Setting:
         """How to start an engine; stock resolves as many positions as `force` said last."""
         flags = ["--max-running-requests", str(self.sizes.running)]
         flags += ["--load-format", "dummy", "--disable-radix-cache"]
+        if self.trial:
+            flags += ["--max-total-tokens", "4096"]
         if self.device == "cpu":
-            flags += ["--dtype", "float32", "--max-total-tokens", "4096"]
+            flags += ["--dtype", "float32"]
         if engine == STOCK:
             config = self.work / "forced.yaml"
             config.write_text(f"steps_file: {self._steps_file}\n")

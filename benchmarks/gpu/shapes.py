@@ -25,18 +25,20 @@ MINI: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 FLASH: dict[str, Any] = {**MINI, **BUILT_IN["flash"], "moe_shared_expert_intermediate_size": 1024}
-# The vocabulary cannot be smaller: stock's mask id is fixed.
+# The vocabulary cannot be smaller: stock's mask id is fixed. Heads are of a size that all attention
+# libraries have kernels for.
 TINY: dict[str, Any] = {
     **RANDOM_CONFIG,
-    "hidden_size": 64,
-    "intermediate_size": 64,
+    "hidden_size": 128,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
     "num_key_value_heads": 1,
-    "head_dim": 32,
-    "rotary_dim": 16,
-    "moe_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "moe_intermediate_size": 64,
+    "moe_shared_expert_intermediate_size": 64,
+    "torch_dtype": "bfloat16",
 }
 SHAPES = {"mini": MINI, "flash": FLASH, "tiny": TINY}
 

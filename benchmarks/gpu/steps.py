@@ -26,7 +26,6 @@ from benchmarks.workloads import RandomTokens
 
 MODULE = "benchmarks.gpu.steps"
 REPETITIONS = 3
-PROFILED = 24
 KERNELS = 12
 WORKER_SECONDS = 480
 BANDWIDTH = "bandwidth"
@@ -162,7 +161,7 @@ def _profiled(
     _synchronize(setting)
     counter.calls = 0
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        _turn(host, counter, PROFILED)
+        _turn(host, counter, setting.sizes.profiled)
         _synchronize(setting)
     recorded.export_chrome_trace(str(setting.work / f"trace-{engine}-{rows}.json.gz"))
     activity, kernels = trace.of_profile(recorded)
@@ -180,7 +179,7 @@ def _running(host: Any, engine: str, sizes: Sizes, count: int) -> Iterator[None]
     """`count` requests past their prompts and a first block; aborted at the end."""
     prompts = RandomTokens(Path())
     # A turn may hold a whole block's steps, so each measurement may run on for as many.
-    blocks = 4 + sum(2 + steps // BLOCK for steps in (*[sizes.steps] * REPETITIONS, PROFILED))
+    blocks = 4 + sum(2 + steps // BLOCK for steps in (*[sizes.steps] * REPETITIONS, sizes.profiled))
     sampling: dict[str, Any] = {"max_new_tokens": blocks * BLOCK, "ignore_eos": True}
     if engine == OURS:
         sampling["custom_params"] = PATTERNS[1].parameters()

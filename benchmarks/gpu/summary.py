@@ -22,9 +22,9 @@ Results = Mapping[str, Any]
 
 
 def land(setting: Setting, results: Results, module: str) -> Path:
-    """Write benchmarks/results/gpu-*.md; on a CPU, where nothing lands, a file beside the units."""
+    """Write benchmarks/results/gpu-*.md; of a trial a file beside the units."""
     text = parts(setting, results)
-    if setting.device == "cpu":
+    if setting.trial:
         path = setting.work / "report.md"
         path.write_text("\n\n".join(text) + "\n")
         return path
@@ -68,8 +68,9 @@ def parts(setting: Setting, results: Results) -> list[str]:
 
 
 def bounds(setting: Setting, results: Results) -> Bounds | None:
-    """What the cost model computes with; None where the GPU or its bandwidth is not known."""
-    if setting.gpu is None or steps.BANDWIDTH not in results:
+    """What the cost model computes with; None of a trial, and where the GPU or its bandwidth is not
+    known."""
+    if setting.trial or setting.gpu is None or steps.BANDWIDTH not in results:
         return None
     bandwidth = results[steps.BANDWIDTH]["bytes_per_second"]
     return Bounds(shapes.cost_shape(setting.shape), setting.gpu, bandwidth)

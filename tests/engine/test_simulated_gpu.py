@@ -7,6 +7,7 @@ copies, events, the libraries' checks of what their kernels are given.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.skipif(
     simulated_gpu.why_not() is not None, reason=str(simulated_gpu.why_not())
 )
 
-GPU_TESTS = Path(__file__).resolve().parent.parent / "gpu"
+REPOSITORY = Path(__file__).resolve().parents[2]
+GPU_TESTS = REPOSITORY / "tests" / "gpu"
 FLAGS = ("--max-total-tokens", "8192", "--max-running-requests", "8")
 GRAPHS = ("--cuda-graph-max-bs-decode", "4")
 ANSWER = 40
@@ -80,8 +82,9 @@ def test_float32_is_the_reference_under_the_policies_of_nano(
     [
         GRAPHS,
         ("--attention-backend", "flashinfer", "--kv-cache-dtype", "fp8_e4m3", *GRAPHS),
+        ("--attention-backend", "triton", *GRAPHS),
     ],
-    ids=["fa3", "flashinfer-fp8-cache"],
+    ids=["fa3", "flashinfer-fp8-cache", "triton"],
 )
 def test_bfloat16_says_nearly_what_the_reference_says(
     servers: ServerPool,
@@ -130,3 +133,27 @@ def test_the_tests_for_a_gpu_pass(
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " skipped" not in done.stdout
+
+
+def test_the_benchmark_of_a_gpu_measures_both_engines(
+    servers: ServerPool, gpu: dict[str, str]
+) -> None:
+    """Steps in the schedulers of both; their times here are nobody's."""
+    servers.close()
+    sections = [f"steps-{engine}" for engine in ("llada_sglang", "stock")]
+    trial = ["--shape", "tiny", "--again", "--only", ",".join(sections)]
+    small = f"--flags={' '.join(GRAPHS)} --chunked-prefill-size 128"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *trial, small],
+        cwd=REPOSITORY,
+        env={**os.environ, **gpu},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rows in ("1 row", "2 rows"):
+        (line,) = re.findall(rf"^\| step, {rows}, ms .*", done.stdout, re.MULTILINE)
+        times = [float(column.split()[0]) for column in line.split("|")[2:4]]
+        assert min(times) > 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from simulated_gpu.kernels import ONLY_ON_GPU, OPERATORS, Kernel
@@ -51,6 +51,7 @@ class Graph:
     def __init__(self) -> None:
         self.steps: list[tuple[Kernel, list[Any], Any, list[Tensor]]] = []
 
+    @_disable_current_modes()
     def replay(self) -> None:
         for kernel, arguments, spec, results in self.steps:
             args, kwargs = tree_unflatten(arguments, spec)

@@ -13,6 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simulated_gpu.reductions import (
+    cast_logits,
+    reduce_columns,
+    rope,
+    store_cache,
+    sum_of_experts,
+    uniform_experts,
+)
+
 Kernel = Callable[..., Any]
 
 
@@ -33,6 +42,13 @@ def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, rows: int, ep
     total = x.float() + residual.float()
     residual.copy_(total)
     x.copy_(_normalised(total, weight, eps))
+
+
+def qk_rmsnorm_in_place(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float
+) -> None:
+    for heads, weight in ((q, q_weight), (k, k_weight)):
+        heads.copy_(_normalised(heads, weight, eps))
 
 
 def run_activation(x: Tensor, out: Tensor, name: str) -> None:
@@ -249,14 +265,67 @@ def paged_run(
     for segment in range(segments):
         first, end = starts[segment : segment + 2].tolist()
         first_page, end_page = page_starts[segment : segment + 2].tolist()
-        length = (end_page - first_page - 1) * page + int(last_page_len[segment])
-        assert length == int(int_workspace.view(torch.int32)[segment]), "the plan of another batch"
+        held, last = end_page - first_page, int(last_page_len[segment])
+        planned = max(0, held - 1) * page + last  # that is 1 where a segment has no page
+        assert planned == int(int_workspace.view(torch.int32)[segment]), "the plan of another batch"
+        length = planned if held else 0
         own = pages[first_page:end_page].long()
         keys, values = (cache[own].flatten(0, 1)[:length].float() for cache in (k, v))
         made, sums = _attended(q[first:end], keys, values, scaling)
         out[first:end] = made.to(out.dtype)
         if lse is not None:
             lse[first:end] = sums.T / math.log(2)
+
+
+def ragged_run(
+    float_workspace: Tensor,
+    int_workspace: Tensor,
+    plan_info: list[int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    key_starts: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    mask_mode: int,
+    layout: int,
+    window_left: int,
+    pdl: bool,
+    *rest: Any,
+) -> None:
+    """FlashInfer's prefill over keys and values that lie beside the queries, as stock has it."""
+    (segments,) = plan_info
+    scaling = rest[5] if len(rest) == 8 else rest[9]  # its FA3 and its FA2
+    assert (mask_mode, layout, window_left) == (0, 0, -1)
+    for segment in range(segments):
+        first, end = starts[segment : segment + 2].tolist()
+        own = slice(*key_starts[segment : segment + 2].tolist())
+        made, sums = _attended(q[first:end], k[own].float(), v[own].float(), scaling)
+        out[first:end] = made.to(out.dtype)
+        if lse is not None:
+            lse[first:end] = sums.T / math.log(2)
+
+
+def attend_slots(
+    *,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sm_scale_withk: float,
+    v_scale: float,
+    **others: Any,
+) -> None:
+    """The host's own kernel, in Triton: the keys of a segment by their slots."""
+    variants = ("IS_CAUSAL", "USE_CUSTOM_MASK", "HAS_SINK", "SCORE_MOD", "logit_cap")
+    assert not any(others[variant] for variant in variants)
+    queries, out, *caches = (others[name] for name in ("Q", "O", "K_Buffer", "V_Buffer"))
+    for segment in range(len(qo_indptr) - 1):
+        first, end = qo_indptr[segment : segment + 2].tolist()
+        own = kv_indices[slice(*kv_indptr[segment : segment + 2].tolist())]
+        keys, values = (cache.view(-1, *cache.shape[-2:])[own].float() for cache in caches)
+        made, _ = _attended(queries[first:end], keys, values, sm_scale_withk)
+        out[first:end] = (made * v_scale).to(out.dtype)
 
 
 def merge_base_2(
@@ -308,9 +377,13 @@ FLASHINFER: dict[str, dict[str, Kernel]] = {
 
 COMPILED: dict[str, Kernel] = {
     "run_activation": run_activation,
+    "qknorm": qk_rmsnorm_in_place,
+    "run_rope": rope,
+    "store_cache": store_cache,
     "NoAuxTc": route,
     "plan": plan,
     "paged_run": paged_run,
+    "ragged_run": ragged_run,
     "merge_state": merge_base_2,
 }
 """By the names that the host's compiled modules export."""
@@ -323,7 +396,15 @@ OPERATORS: dict[str, Kernel] = {
 }
 """By qualified name of the operator; the first argument is what its host code returned."""
 
-TRITON: dict[str, Kernel] = {"fused_moe_kernel": fused_moe, "_rotate_token": rotate_token}
+TRITON: dict[str, Kernel] = {
+    "fused_moe_kernel": fused_moe,
+    "_rotate_token": rotate_token,
+    "_fwd_kernel_unified": attend_slots,
+    "_reduce_columns": reduce_columns,
+    "_moe_sum_reduce_kernel": sum_of_experts,
+    "softcap_inplace_logits_kernel": cast_logits,
+    "_simulate_balanced_routing_kernel": uniform_experts,
+}
 """By name, with the kernel's arguments by theirs; others are interpreted."""
 
 ONLY_ON_GPU: dict[str, Kernel] = {

@@ -116,6 +116,20 @@ def test_without_a_known_gpu_no_bar_is_claimed() -> None:
     assert summary.bounds(Setting("cpu", "tiny"), {"bandwidth": {"bytes_per_second": 1e12}}) is None
 
 
+def test_a_trial_on_a_gpu_lands_nothing_and_has_no_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting("cuda", "tiny")
+    monkeypatch.setitem(setting.__dict__, "device_name", "h200")
+    monkeypatch.setitem(setting.__dict__, "work", tmp_path)
+    assert setting.gpu is not None
+    assert setting.sizes == TRIAL
+    assert summary.bounds(setting, {"bandwidth": {"bytes_per_second": 1e12}}) is None
+    kept = {name: {**unit, "measured": "now"} for name, unit in step_results(5.0, 0.0).items()}
+    assert summary.land(setting, kept, "m") == tmp_path / "report.md"
+    assert "| step, 1 row, ms |" in (tmp_path / "report.md").read_text()
+
+
 def serving_results(engine: str, first: float, speed: float) -> dict[str, Any]:
     return {
         f"serving-{engine}-3-first": {"first_block": [first]},
