@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import simulated_gpu
 from oracle import Oracle, alive_and_exact
-from policy_cases import EDITING, UNMASKING, reference
+from policy_cases import EDITING, LEVENSHTEIN, UNMASKING, reference
 from servers import Server, ServerPool, ServerSpec
 from tokenizers import Tokenizer
 
@@ -34,6 +34,13 @@ FLAGS = ("--max-total-tokens", "8192", "--max-running-requests", "8")
 GRAPHS = ("--cuda-graph-max-bs-decode", "4")
 ANSWER = 40
 
+Case = dict[str, Any]
+
+
+def one_of_each(*cases: Case) -> tuple[Case, ...]:
+    """The last case of each policy."""
+    return tuple({case["policy"]: case for case in cases}.values())
+
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -41,10 +48,9 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return simulated_gpu.environment(tmp_path_factory.mktemp("gpu"))
 
 
-@pytest.fixture(scope="module")
-def prompts(nano: Path) -> list[list[int]]:
+def prompts(directory: Path) -> list[list[int]]:
     """Questions of several families, of one block and of more."""
-    tokenizer = Tokenizer.from_file(str(nano / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     examples = [tasks.examples(9, family, "eval", 1)[0] for family in tasks.FAMILIES[:6]]
     return [
         tokenizer.encode(render_prompt(example.messages, tools=example.tools)).ids
@@ -52,8 +58,8 @@ def prompts(nano: Path) -> list[list[int]]:
     ]
 
 
-def at_once(server: Server, questions: list[tuple[list[int], dict[str, Any]]]) -> list[list[int]]:
-    def ask(question: tuple[list[int], dict[str, Any]]) -> list[int]:
+def at_once(server: Server, questions: list[tuple[list[int], Case]]) -> list[list[int]]:
+    def ask(question: tuple[list[int], Case]) -> list[int]:
         prompt, case = question
         sampling = {"custom_params": case} if case else None
         answer = server.generate(prompt, max_new_tokens=ANSWER, sampling=sampling)
@@ -63,14 +69,20 @@ def at_once(server: Server, questions: list[tuple[list[int], dict[str, Any]]]) -
         return list(pool.map(ask, questions))
 
 
-def test_float32_is_the_reference_under_the_policies_of_nano(
-    servers: ServerPool, nano: Path, oracle: Oracle, gpu: dict[str, str], prompts: list[list[int]]
+@pytest.mark.parametrize(
+    ("checkpoint", "cases"),
+    [
+        ("checkpoint", ({}, {"lookahead": 3}, *one_of_each(*UNMASKING, *EDITING))),
+        ("checkpoint_levenshtein", ({}, *LEVENSHTEIN)),
+    ],
+)
+def test_float32_is_the_reference_under_every_policy(
+    servers: ServerPool, nano: Path, gpu: dict[str, str], checkpoint: str, cases: tuple[Case, ...]
 ) -> None:
-    spec = ServerSpec(str(nano), (*FLAGS, "--dtype", "float32")).with_environment(gpu)
-    server = servers.get(spec)
-    each = {case["policy"]: case for case in (*UNMASKING, *EDITING)}
-    cases: tuple[dict[str, Any], ...] = ({}, {"lookahead": 3}, *each.values())
-    questions = [(prompts[at % len(prompts)], case) for at, case in enumerate(cases)]
+    directory = nano.parent / checkpoint
+    spec = ServerSpec(str(directory), (*FLAGS, "--dtype", "float32")).with_environment(gpu)
+    server, oracle, asked = servers.get(spec), Oracle(directory), prompts(directory)
+    questions = [(asked[at % len(asked)], case) for at, case in enumerate(cases)]
     for (prompt, case), ids in zip(questions, at_once(server, questions), strict=True):
         expected = oracle(prompt, max_new_tokens=ANSWER, **reference(case))
         assert tuple(ids) == expected.output_ids, case
@@ -78,28 +90,34 @@ def test_float32_is_the_reference_under_the_policies_of_nano(
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("checkpoint", "flags", "cases"),
     [
-        GRAPHS,
-        ("--attention-backend", "flashinfer", "--kv-cache-dtype", "fp8_e4m3", *GRAPHS),
-        ("--attention-backend", "triton", *GRAPHS),
+        ("checkpoint", (), ({}, {"lookahead": 2})),
+        (
+            "checkpoint",
+            ("--attention-backend", "flashinfer", "--kv-cache-dtype", "fp8_e4m3"),
+            ({}, {"lookahead": 2}),
+        ),
+        ("checkpoint", ("--attention-backend", "triton"), ({}, {"lookahead": 2})),
+        ("checkpoint_levenshtein", (), ({},)),
     ],
-    ids=["fa3", "flashinfer-fp8-cache", "triton"],
+    ids=["fa3", "flashinfer-fp8-cache", "triton", "block-routing"],
 )
 def test_bfloat16_says_nearly_what_the_reference_says(
     servers: ServerPool,
     nano: Path,
-    oracle: Oracle,
     gpu: dict[str, str],
-    prompts: list[list[int]],
+    checkpoint: str,
     flags: tuple[str, ...],
+    cases: tuple[Case, ...],
 ) -> None:
     """Steps launched ahead, graphs, requests together; rounding may turn a token of a text."""
-    spec = ServerSpec(str(nano), (*FLAGS, "--dtype", "bfloat16", *flags)).with_environment(gpu)
-    server = servers.get(spec)
+    directory = nano.parent / checkpoint
+    flags = (*FLAGS, *GRAPHS, "--dtype", "bfloat16", *flags)
+    server = servers.get(ServerSpec(str(directory), flags).with_environment(gpu))
+    oracle = Oracle(directory)
     assert "llada_sglang: CUDA graphs" in server.log()
-    cases: list[dict[str, Any]] = [{}, {"lookahead": 2}]
-    questions = [(prompt, case) for case in cases for prompt in prompts]
+    questions = [(prompt, case) for case in cases for prompt in prompts(directory)]
     got = at_once(server, questions)
     expected = [
         list(oracle(prompt, max_new_tokens=ANSWER, **reference(case)).output_ids)
