@@ -17,6 +17,7 @@ from llada_sglang.quantization import read_scheme
 GROUP = 128
 FP8_MAX = 448.0
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+IN_ORDER = tuple(range(8))
 Quantiser = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 
 FP8_BLOCKS: dict[str, Any] = {
@@ -39,6 +40,26 @@ GPTQ: dict[str, Any] = {
     "sym": True,
     "desc_act": False,
 }
+FP8: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
+FP8_TOKEN: dict[str, Any] = {**FP8, "strategy": "token", "dynamic": True}
+INT4: dict[str, Any] = {
+    "num_bits": 4,
+    "type": "int",
+    "strategy": "group",
+    "group_size": GROUP,
+    "symmetric": True,
+}
+
+
+def compressed(form: str, weights: Any, inputs: Any) -> dict[str, Any]:
+    """The quantization_config of a compressed-tensors checkpoint with one group."""
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
 
 
 def fp8_blocks(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -58,16 +79,24 @@ def fp8_tensor(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {"weight": stored, "weight_scale": scale}, stored.float() * scale
 
 
+def fp8_static(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """One scale, and one for all activations: up to 56, with three bits down to 2e-3."""
+    stored, meant = fp8_tensor(weight)
+    return {**stored, "input_scale": torch.tensor(0.125)}, meant
+
+
+def fp8_channels(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """One scale per output."""
+    scale = weight.float().abs().amax(dim=1, keepdim=True) / FP8_MAX
+    stored = (weight.float() / scale).to(torch.float8_e4m3fn)
+    return {"weight": stored, "weight_scale": scale}, stored.float() * scale
+
+
 def awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Four bits with a zero per group of 128 inputs, eight outputs to a word in AWQ's order."""
-    groups = weight.float().view(weight.shape[0], -1, GROUP)
-    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-    scale = ((high - low) / 15).half()
-    zero = (-low / scale).round().clamp(0, 15)
-    levels = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 15)
-    meant = ((levels - zero[..., None]) * scale[..., None].float()).view(weight.shape)
+    levels, zero, scale, meant = _between_extremes(weight)
     stored = {
-        "qweight": _packed(levels.view(weight.shape).T, AWQ_ORDER),
+        "qweight": _packed(levels.T, AWQ_ORDER),
         "qzeros": _packed(zero.T, AWQ_ORDER),
         "scales": scale.T.contiguous(),
     }
@@ -77,16 +106,47 @@ def awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 def gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Four bits around 8, eight inputs to a word; zeros are stored less one."""
     out, width = weight.shape
-    groups = weight.float().view(out, -1, GROUP)
-    scale = (groups.abs().amax(-1) / 7).half()
-    levels = (groups / scale[..., None] + 8).round().clamp(0, 15)
-    meant = ((levels - 8) * scale[..., None].float()).view(out, width)
-    in_order = tuple(range(8))
+    levels, scale, meant = _around_half(weight)
     stored = {
-        "qweight": _packed(levels.view(out, width), in_order).T.contiguous(),
-        "qzeros": _packed(torch.full((width // GROUP, out), 7.0), in_order),
+        "qweight": _packed(levels, IN_ORDER).T.contiguous(),
+        "qzeros": _packed(torch.full((width // GROUP, out), 7.0), IN_ORDER),
         "scales": scale.T.contiguous(),
         "g_idx": torch.arange(width, dtype=torch.int32) // GROUP,
+    }
+    return stored, meant
+
+
+def gptq_ordered(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The same with groups of inputs that do not lie together, as of all layers of one input."""
+    width = weight.shape[1]
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(width))
+    back = order.argsort()
+    stored, meant = gptq(weight[:, order])
+    levels = _around_half(weight[:, order])[0]
+    stored["qweight"] = _packed(levels[:, back], IN_ORDER).T.contiguous()
+    stored["g_idx"] = stored["g_idx"][back]
+    return stored, meant[:, back]
+
+
+def packed(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Four bits around 8, eight inputs to a word."""
+    levels, scale, meant = _around_half(weight)
+    stored = {
+        "weight_packed": _packed(levels, IN_ORDER),
+        "weight_scale": scale,
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    return stored, meant
+
+
+def packed_with_zeros(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Four bits with a zero per group, eight inputs to a word; of zeros, eight outputs."""
+    levels, zero, scale, meant = _between_extremes(weight)
+    stored = {
+        "weight_packed": _packed(levels, IN_ORDER),
+        "weight_scale": scale,
+        "weight_zero_point": _packed(zero.T, IN_ORDER).T.contiguous(),
+        "weight_shape": torch.tensor(weight.shape),
     }
     return stored, meant
 
@@ -94,8 +154,19 @@ def gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 QUANTISERS: dict[str, tuple[dict[str, Any], Quantiser]] = {
     "fp8 in blocks": (FP8_BLOCKS, fp8_blocks),
     "fp8 per tensor": (FP8_TENSOR, fp8_tensor),
+    "fp8 per tensor, static": ({**FP8_TENSOR, "activation_scheme": "static"}, fp8_static),
     "awq": (AWQ, awq),
     "gptq": (GPTQ, gptq),
+    "gptq in order of activation": ({**GPTQ, "desc_act": True}, gptq_ordered),
+    "compressed fp8 per channel": (
+        compressed("float-quantized", {**FP8, "strategy": "channel"}, FP8_TOKEN),
+        fp8_channels,
+    ),
+    "compressed int4": (compressed("pack-quantized", INT4, None), packed),
+    "compressed int4 with zeros": (
+        compressed("pack-quantized", {**INT4, "symmetric": False}, None),
+        packed_with_zeros,
+    ),
 }
 
 
@@ -115,6 +186,26 @@ def quantised(
         parts, meant[name] = quantise(tensor)
         stored |= {f"{module}.{part}": value for part, value in parts.items()}
     return stored, meant
+
+
+def _between_extremes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levels [out, in], zeros and float16 scales [out, groups], and what they stand for."""
+    groups = weight.float().view(weight.shape[0], -1, GROUP)
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale = ((high - low) / 15).half()
+    zero = (-low / scale).round().clamp(0, 15)
+    levels = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 15)
+    meant = (levels - zero[..., None]) * scale[..., None].float()
+    return levels.view(weight.shape), zero, scale, meant.view(weight.shape)
+
+
+def _around_half(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels [out, in], float16 scales [out, groups], and what they stand for."""
+    groups = weight.float().view(weight.shape[0], -1, GROUP)
+    scale = (groups.abs().amax(-1) / 7).half()
+    levels = (groups / scale[..., None] + 8).round().clamp(0, 15)
+    meant = (levels - 8) * scale[..., None].float()
+    return levels.view(weight.shape), scale, meant.view(weight.shape)
 
 
 def _packed(levels: Tensor, order: tuple[int, ...]) -> Tensor:

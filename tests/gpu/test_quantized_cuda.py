@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from llada_sglang.roofline.shape import BUILT_IN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
-from checkpoints import VOCABULARY, write_llada2
+from checkpoints import write_llada2
 from servers import ServerPool, ServerSpec
 
 pytestmark = [
@@ -36,9 +36,14 @@ SHAPE: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 256,
     "torch_dtype": "bfloat16",
 }
-FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "4")
+FLAGS = (
+    *("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "4"),
+    *("--cuda-graph-max-bs-decode", "4", "--skip-server-warmup"),
+)
 PROMPT = list(range(64))
-ASKED = list(range(VOCABULARY - 8))  # no token that is never one, as the mask
+ASKED = list(range(256))  # all bytes; the mask, the next id, has no probability
+# All positions in the first forward: the order of random weights differs after the least rounding.
+AT_ONCE = {"ignore_eos": True, "custom_params": {"threshold": 0.001}}
 FLASH_BYTES = 135e9
 
 # At its first start the host compiles DeepGEMM's kernels for every size there is, in 10 to 20
@@ -46,7 +51,8 @@ FLASH_BYTES = 135e9
 NO_DEEP_GEMM = (("SGLANG_ENABLE_JIT_DEEPGEMM", "0"),)
 
 # Of log-probabilities over the vocabulary, computed with the reference: activations rounded to fp8
-# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905.
+# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905. The median, as
+# rounding sends one position or another to other experts.
 LEAST_CORRELATION = {"fp8": 0.97, "int4": 0.995}
 
 
@@ -81,20 +87,28 @@ def write_pair(directory: Path, name: str) -> tuple[Path, Path]:
 def test_a_quantised_checkpoint_says_what_its_weights_stand_for(
     servers: ServerPool, tmp_path: Path, name: str
 ) -> None:
-    """By the log-probabilities of a block's first token."""
+    """By the log-probabilities of a block's positions, in the median."""
     told = []
     for path in write_pair(tmp_path, name):
         server = servers.get(ServerSpec(str(path), FLAGS, environment=NO_DEEP_GEMM))
         answers = [
-            server.generate(PROMPT, max_new_tokens=32, return_logprob=True, token_ids_logprob=ASKED)
+            server.generate(
+                PROMPT,
+                max_new_tokens=32,
+                sampling=AT_ONCE,
+                return_logprob=True,
+                token_ids_logprob=ASKED,
+            )
             for _ in range(2)
         ]
         assert answers[0]["output_ids"] == answers[1]["output_ids"]
-        found = answers[0]["meta_info"]["output_token_ids_logprobs"][0]
-        assert [token for _, token, *_ in found] == ASKED
-        told.append([value for value, *_ in found])
-    least = LEAST_CORRELATION["fp8" if name.startswith("fp8") else "int4"]
-    assert torch.corrcoef(torch.tensor(told))[0, 1] >= least
+        found = answers[0]["meta_info"]["output_token_ids_logprobs"]
+        assert [[token for _, token, *_ in position] for position in found] == [ASKED] * 32
+        told.append(torch.tensor([[value for value, *_ in position] for position in found]))
+    pairs = torch.stack(told, dim=1)
+    correlations = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
+    least = LEAST_CORRELATION["fp8" if "fp8" in name else "int4"]
+    assert correlations.median() >= least, correlations.sort().values
 
 
 @pytest.mark.skipif(

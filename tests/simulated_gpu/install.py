@@ -126,7 +126,8 @@ class Compiled:
         def missing(*args: Any, **kwargs: Any) -> None:
             raise NotImplementedError(f"no kernel stands for {name} of {self._marker}")
 
-        return _on_device(COMPILED.get(name, missing))
+        variant = f"{name}<{self._marker[1]}>" if len(self._marker) > 1 else name
+        return _on_device(COMPILED.get(variant) or COMPILED.get(name, missing))
 
 
 def _on_device(kernel: Kernel) -> Kernel:
@@ -138,8 +139,9 @@ def _replace_jit(module: ModuleType) -> None:
 
 
 def _replace_custom_op(module: ModuleType) -> None:
-    # The host calls its functions straight where no mode is active; ours always is.
-    module._dispatch_modes = lambda: 0  # type: ignore[attr-defined]
+    # The host calls its functions straight where no mode is active, and ours always is; nor while
+    # gradients are recorded, as when weights are loaded.
+    module._dispatch_modes = module._grad_enabled = lambda: 0  # type: ignore[attr-defined]
 
 
 def _replace_flashinfer(module: ModuleType) -> None:

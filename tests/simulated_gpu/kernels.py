@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simulated_gpu import marlin, quantized
 from simulated_gpu.reductions import (
     cast_logits,
     reduce_columns,
@@ -97,7 +98,8 @@ def moe_align_block_size(
 ) -> None:
     """Tokens sorted by expert, each expert's share padded to whole blocks.
 
-    The host counts one expert more than there are, for those of another rank.
+    The host counts one expert more than there are, for those of another rank. used: the slots, and
+    where there is room the blocks of no expert.
     """
     flat = chosen.flatten().long()
     if pad:
@@ -110,36 +112,8 @@ def moe_align_block_size(
         slots[at : at + len(mine)] = mine
         owners[at // block : at // block + blocks] = expert
         at += blocks * block
-    used.fill_(at)
-
-
-def fused_moe(
-    *,
-    a_ptr: Tensor,
-    b_ptr: Tensor,
-    c_ptr: Tensor,
-    topk_weights_ptr: Tensor,
-    sorted_token_ids_ptr: Tensor,
-    expert_ids_ptr: Tensor,
-    num_tokens_post_padded_ptr: Tensor,
-    num_valid_tokens: int,
-    top_k: int,
-    **constants: Any,
-) -> None:
-    """The product of each token with the weights of its experts. Interpreted it takes minutes."""
-    for variant in (
-        *("bias_ptr", "a_scale_ptr", "b_scale_ptr", "c_sorted", "swap_ab", "MASK_OUTPUT"),
-        *("FUSE_ADD_TO_OUTPUT", "FUSE_SUM_ALL_REDUCE", "FUSE_SWIGLU"),
-    ):
-        assert constants[variant] is None or constants[variant] is False, variant
-    out, tile = c_ptr.view(-1, c_ptr.shape[-1]), constants["BLOCK_SIZE_M"]
-    for block in range(int(num_tokens_post_padded_ptr) // tile):
-        slots = sorted_token_ids_ptr[block * tile : (block + 1) * tile].long()
-        slots = slots[slots < num_valid_tokens]
-        product = a_ptr[slots // top_k].float() @ b_ptr[expert_ids_ptr[block].long()].float().T
-        if constants["MUL_ROUTED_WEIGHT"]:
-            product = product * topk_weights_ptr.flatten()[slots, None]
-        out[slots] = product.to(out.dtype)
+    used.zero_()
+    used[0] = at
 
 
 def rotate_token(
@@ -385,19 +359,23 @@ COMPILED: dict[str, Kernel] = {
     "paged_run": paged_run,
     "ragged_run": ragged_run,
     "merge_state": merge_base_2,
+    "moe_align_block_size": lambda *args: moe_align_block_size(None, *args, False),
+    **quantized.COMPILED,
+    **marlin.COMPILED,
 }
-"""By the names that the host's compiled modules export."""
+"""By the names that the host's compiled modules export, with their first argument if it matters."""
 
 OPERATORS: dict[str, Kernel] = {
     "sgl_kernel::fwd": attend,
     "sgl_kernel::merge_state_v2": merge_state,
     "sgl_kernel::moe_sum_reduce": moe_sum_reduce,
     "sgl_kernel::moe_align_block_size": moe_align_block_size,
+    **quantized.OPERATORS,
 }
 """By qualified name of the operator; the first argument is what its host code returned."""
 
 TRITON: dict[str, Kernel] = {
-    "fused_moe_kernel": fused_moe,
+    **quantized.TRITON,
     "_rotate_token": rotate_token,
     "_fwd_kernel_unified": attend_slots,
     "_reduce_columns": reduce_columns,
@@ -408,6 +386,7 @@ TRITON: dict[str, Kernel] = {
 """By name, with the kernel's arguments by theirs; others are interpreted."""
 
 ONLY_ON_GPU: dict[str, Kernel] = {
-    "aten::_scaled_dot_product_efficient_attention": efficient_attention
+    "aten::_scaled_dot_product_efficient_attention": efficient_attention,
+    **quantized.ONLY_ON_GPU,
 }
 """Torch's own operators without a CPU kernel."""
