@@ -44,6 +44,18 @@ PATCHES = (
         },
     ),
     Patch(
+        target="sglang.srt.layers.quantization.gptq.schemes.gptq_moe:"
+        "GPTQMarlinMoEScheme.create_weights",
+        kind=Kind.SET,
+        why="it makes the experts' scales float16, which their kernel refuses beside bfloat16",
+        how="our model holds them in its own dtype before they are loaded",
+        upstream="sgl-project/sglang#22121",
+        remove_when="the host makes them in the model's dtype",
+        fingerprints={
+            "0.5.23": "sha256:774c121a9b826d0a76e4612c1630b11f80ef8bd3ae65e9819fe33a0d2a8ce06b",
+        },
+    ),
+    Patch(
         target="sglang.srt.layers.quantization.utils:get_dynamic_override",
         kind=Kind.USE,
         why="which layers a GPTQ checkpoint keeps is decided by its rule",

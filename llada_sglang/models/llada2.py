@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llada_sglang import env
 from llada_sglang.models.cuda_layers import use_fused_kernels
+from llada_sglang.models.expert_scales import use_model_dtype
 from llada_sglang.models.torch_layers import use_native_operators, use_torch_parts
 from llada_sglang.quantization import Names
 from llada_sglang.weights import check_loaded_names, loadable_names
@@ -39,6 +40,7 @@ class LLaDA2MoeModelLM(host.LLaDA2MoeModelLM):  # type: ignore[misc]
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         self._loadable: Names | None = None
+        use_model_dtype(self.model)
         device = get_device().device
         # Of the host's kernels for GPUs some know no float32, and its experts round it to float16.
         exact = self.model.word_embeddings.weight.dtype == torch.float32

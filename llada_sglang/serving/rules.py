@@ -222,6 +222,32 @@ def _check_quantization(config: Any, family: CheckpointFamily) -> None:
             f"--device cpu cannot be given for weights quantised as {method!r}: SGLang's kernels "
             f"for them need a GPU. Serve an unquantised checkpoint here."
         )
+    if stored is not None and config.quantization in (None, "awq_marlin", "gptq_marlin"):
+        _check_expert_shares(config, family.config, stored)
+
+
+def _check_expert_shares(config: Any, model: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse shares of experts whose scales SGLang brings in an order that no kernel reads.
+
+    Source: sglang.srt.hardware_backend.gpu.quantization.gptq_kernels and awq_kernels.
+    """
+    method = str(stored.get("quant_method", "")).lower()
+    if method not in ("awq", "gptq"):
+        return
+    shares = config.tp_size // config.ep_size
+    if method == "gptq" and shares > 1:
+        raise LaunchConfigError(
+            f"--tp-size must be 1 for experts quantised as 'gptq', got {config.tp_size}: SGLang "
+            f"gives a rank scales of other groups than its weights. Use one GPU, or an AWQ or fp8 "
+            f"checkpoint."
+        )
+    hidden, width = model["hidden_size"], model["moe_intermediate_size"] // shares
+    if width == stored.get("group_size") != hidden:
+        raise LaunchConfigError(
+            f"--tp-size {config.tp_size} leaves a rank {width} of each expert's "
+            f"{model['moe_intermediate_size']} neurons, one group of the quantisation: SGLang then "
+            f"takes the experts' scales in a wrong order. Use fewer ranks, or an fp8 checkpoint."
+        )
 
 
 def _check_widths(config: Any, block: int) -> None:

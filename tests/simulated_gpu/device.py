@@ -128,7 +128,7 @@ def generator_of(generator: torch.Generator) -> torch.Generator:
 
 ALLOCATES = frozenset(
     {"aten::empty.memory_format", "aten::empty_strided", "aten::empty_like", "aten::new_empty"}
-    | {"aten::new_empty_strided", "aten::empty.names"}
+    | {"aten::new_empty_strided", "aten::empty.names", "aten::resize_"}
 )
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::equal")
 MIXES = frozenset({"aten::copy_", "aten::_to_copy", "aten::set_.source_Storage_storage_offset"})

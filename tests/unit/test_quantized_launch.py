@@ -17,6 +17,8 @@ from llada_sglang.serving.rules import check_launch
 from llada_sglang.weights import weight_shapes
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 ALGORITHMS = frozenset({"BlockDiffusion"})
 
 
@@ -59,6 +61,30 @@ def test_a_cpu_refuses_quantised_weights_by_method(
     with pytest.raises(LaunchConfigError, match=r"--device cpu .* quantised as 'fp8'"):
         check_launch(arguments(device="cpu", **given), family(**config), ALGORITHMS)
     check_launch(arguments(device="cpu"), family(), ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "message"),
+    [
+        (AWQ, {"tp_size": 8}, "--tp-size 8 leaves a rank 128 of each expert's 1024 neurons"),
+        (AWQ, {"tp_size": 4}, None),
+        (AWQ, {"tp_size": 8, "ep_size": 8}, None),
+        ({**AWQ, "group_size": 64}, {"tp_size": 8}, None),
+        (GPTQ, {"tp_size": 2}, "--tp-size must be 1 for experts quantised as 'gptq', got 2"),
+        (GPTQ, {"tp_size": 2, "ep_size": 2}, None),
+        (GPTQ, {}, None),
+        (FP8, {"tp_size": 8}, None),
+    ],
+)
+def test_shares_of_experts_with_scales_in_a_wrong_order_are_refused(
+    given: dict[str, Any], ranks: dict[str, int], message: str | None
+) -> None:
+    flash = family(**BUILT_IN["flash"], quantization_config=given)
+    if message is None:
+        check_launch(arguments(**ranks), flash, ALGORITHMS)
+        return
+    with pytest.raises(LaunchConfigError, match=message):
+        check_launch(arguments(**ranks), flash, ALGORITHMS)
 
 
 def test_flash_in_fp8_fits_one_gpu_of_141_gb_with_graphs_and_a_pool_for_32_requests() -> None:

@@ -317,6 +317,17 @@ def test_every_stored_tensor_arrives_where_it_belongs(build: Callable[..., Any],
         )
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("awq", "gptq"))])
+def test_scales_of_experts_have_the_dtype_of_activations(
+    build: Callable[..., Any], name: str
+) -> None:
+    case = CASES[name]
+    model = build(case.given, case.owner)
+    scales = {n: p.dtype for n, p in model.named_parameters() if n.endswith("_scales")}
+    assert scales
+    assert set(scales.values()) == {torch.bfloat16}
+
+
 def expected_value(name: str, tensors: dict[str, Tensor], fused_dim: int) -> Tensor | None:
     """The value of a parameter, put together from the checkpoint by hand."""
     parent, _, leaf = name.rpartition(".")
@@ -435,6 +446,7 @@ def test_of_another_method_only_the_modules_are_known() -> None:
         ({**FP8_BLOCKS, "activation_scheme": "static"}, "weight_block_size .* 'dynamic'"),
         ({**AWQ_CONFIG, "bits": 8}, "bits .* must be 4 for awq experts in SGLang, got 8"),
         ({**AWQ_CONFIG, "zero_point": False}, "zero_point .* must be True"),
+        ({**AWQ_CONFIG, "group_size": -1}, "group_size .* must be 32 or 64 or 128 for awq"),
         ({**GPTQ_CONFIG, "sym": False}, "sym .* must be True for gptq"),
         ({**GPTQ_CONFIG, "group_size": 256}, "group_size .* must be -1 or 32 or 64 or 128"),
     ],

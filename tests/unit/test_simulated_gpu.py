@@ -22,6 +22,9 @@ host = torch.arange(6.0)
 there = host.to("cuda")
 assert there.is_cuda and (there * 2).sum().item() == 30.0
 assert there.new_empty(0).device == there.device
+assert there.clone().resize_(2, 3).tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+grown = there.clone().resize_(4, 3)
+assert grown.shape == (4, 3) and grown.flatten()[:6].tolist() == host.tolist()
 
 # Two devices.
 with pytest.raises(RuntimeError, match="same device"):
