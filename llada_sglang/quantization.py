@@ -220,9 +220,14 @@ def _compressed_tensors(given: Mapping[str, Any]) -> Scheme | None:
         stored = ("weight", "weight_scale", *(("input_scale",) if static else ()))
         return Scheme("compressed-tensors", stored, kept)
     if form == "pack-quantized" and weights.get("type") == "int" and not inputs:
-        zeros = () if weights.get("symmetric", True) else ("weight_zero_point",)
+        if not weights.get("symmetric", True):
+            raise CheckpointError(
+                "symmetric in quantization_config must be true for experts of compressed-tensors "
+                "integers, got false: SGLang cannot load their zero points. Quantise the "
+                "checkpoint again without them."
+            )
         order = ("weight_g_idx",) if weights.get("actorder") == "group" else ()
-        packed = ("weight_packed", "weight_scale", *zeros, *order)
+        packed = ("weight_packed", "weight_scale", *order)
         return Scheme("compressed-tensors", packed, kept, optional=("weight_shape",))
     return None
 

@@ -56,6 +56,31 @@ PATCHES = (
         },
     ),
     Patch(
+        target="sglang.srt.hardware_backend.gpu.quantization.awq_kernels:AWQMoEKernel",
+        kind=Kind.USE,
+        why="shares of experts whose scales it puts in a wrong order are refused",
+        fingerprints={
+            "0.5.23": "sha256:69b7dbeef5c246852888278361a1eed791c6d68cff4bf1bd4184f5ca3949c463",
+        },
+    ),
+    Patch(
+        target="sglang.srt.hardware_backend.gpu.quantization.gptq_kernels:GPTQMarlinMoEKernel",
+        kind=Kind.USE,
+        why="shares of experts whose scales it puts in a wrong order are refused",
+        fingerprints={
+            "0.5.23": "sha256:f13365e5c816adfd13c73885da33c9ff7e3c7599ef776acdd60d835f0e193888",
+        },
+    ),
+    Patch(
+        target="sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_wNa16_moe:"
+        "CompressedTensorsWNA16MoE.create_weights",
+        kind=Kind.USE,
+        why="experts' zero points, which do not fit what it makes for them, are refused",
+        fingerprints={
+            "0.5.23": "sha256:24b44862d17452f76c0edb499b07e7f2a94df693be125a995df732d059132ae8",
+        },
+    ),
+    Patch(
         target="sglang.srt.layers.quantization.utils:get_dynamic_override",
         kind=Kind.USE,
         why="which layers a GPTQ checkpoint keeps is decided by its rule",

@@ -139,18 +139,6 @@ def packed(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return stored, meant
 
 
-def packed_with_zeros(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Four bits with a zero per group, eight inputs to a word; of zeros, eight outputs."""
-    levels, zero, scale, meant = _between_extremes(weight)
-    stored = {
-        "weight_packed": _packed(levels, IN_ORDER),
-        "weight_scale": scale,
-        "weight_zero_point": _packed(zero.T, IN_ORDER).T.contiguous(),
-        "weight_shape": torch.tensor(weight.shape),
-    }
-    return stored, meant
-
-
 QUANTISERS: dict[str, tuple[dict[str, Any], Quantiser]] = {
     "fp8 in blocks": (FP8_BLOCKS, fp8_blocks),
     "fp8 per tensor": (FP8_TENSOR, fp8_tensor),
@@ -163,10 +151,6 @@ QUANTISERS: dict[str, tuple[dict[str, Any], Quantiser]] = {
         fp8_channels,
     ),
     "compressed int4": (compressed("pack-quantized", INT4, None), packed),
-    "compressed int4 with zeros": (
-        compressed("pack-quantized", {**INT4, "symmetric": False}, None),
-        packed_with_zeros,
-    ),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from quantizers import FP8_BLOCKS, QUANTISERS, quantised
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llada_sglang.roofline.shape import BUILT_IN
 
@@ -51,8 +52,7 @@ FLASH_BYTES = 135e9
 NO_DEEP_GEMM = (("SGLANG_ENABLE_JIT_DEEPGEMM", "0"),)
 
 # Of log-probabilities over the vocabulary, computed with the reference: activations rounded to fp8
-# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905. The median, as
-# rounding sends one position or another to other experts.
+# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905.
 LEAST_CORRELATION = {"fp8": 0.97, "int4": 0.995}
 
 
@@ -83,32 +83,40 @@ def write_pair(directory: Path, name: str) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
+def log_probabilities(servers: ServerPool, path: Path, *flags: str) -> Tensor:
+    """What a server says about a block's positions, [32, tokens]; the same twice."""
+    server = servers.get(ServerSpec(str(path), (*FLAGS, *flags), environment=NO_DEEP_GEMM))
+    wanted = {"return_logprob": True, "token_ids_logprob": ASKED}
+    answers = [
+        server.generate(PROMPT, max_new_tokens=32, sampling=AT_ONCE, **wanted) for _ in range(2)
+    ]
+    assert answers[0]["output_ids"] == answers[1]["output_ids"]
+    found = answers[0]["meta_info"]["output_token_ids_logprobs"]
+    assert [[token for _, token, *_ in position] for position in found] == [ASKED] * 32
+    return torch.tensor([[value for value, *_ in position] for position in found])
+
+
+def assert_correlated(found: Tensor, meant: Tensor, least: float) -> None:
+    """In the median: rounding sends one position or another to other experts."""
+    pairs = torch.stack([found, meant], dim=1)
+    correlations = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
+    assert correlations.median() >= least, correlations.sort().values
+
+
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_a_quantised_checkpoint_says_what_its_weights_stand_for(
     servers: ServerPool, tmp_path: Path, name: str
 ) -> None:
-    """By the log-probabilities of a block's positions, in the median."""
-    told = []
-    for path in write_pair(tmp_path, name):
-        server = servers.get(ServerSpec(str(path), FLAGS, environment=NO_DEEP_GEMM))
-        answers = [
-            server.generate(
-                PROMPT,
-                max_new_tokens=32,
-                sampling=AT_ONCE,
-                return_logprob=True,
-                token_ids_logprob=ASKED,
-            )
-            for _ in range(2)
-        ]
-        assert answers[0]["output_ids"] == answers[1]["output_ids"]
-        found = answers[0]["meta_info"]["output_token_ids_logprobs"]
-        assert [[token for _, token, *_ in position] for position in found] == [ASKED] * 32
-        told.append(torch.tensor([[value for value, *_ in position] for position in found]))
-    pairs = torch.stack(told, dim=1)
-    correlations = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
-    least = LEAST_CORRELATION["fp8" if "fp8" in name else "int4"]
-    assert correlations.median() >= least, correlations.sort().values
+    told = [log_probabilities(servers, path) for path in write_pair(tmp_path, name)]
+    assert_correlated(*told, least=LEAST_CORRELATION["fp8" if "fp8" in name else "int4"])
+
+
+def test_weights_quantised_while_they_are_loaded_say_nearly_the_same(
+    servers: ServerPool, tmp_path: Path
+) -> None:
+    path = write_llada2(tmp_path, **SHAPE)
+    told = [log_probabilities(servers, path, *f) for f in (("--quantization", "fp8"), ())]
+    assert_correlated(*told, least=LEAST_CORRELATION["fp8"])
 
 
 @pytest.mark.skipif(

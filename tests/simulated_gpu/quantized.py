@@ -47,6 +47,15 @@ def quantise_tensor(x: Tensor, out: Tensor, scale: Tensor) -> None:
     quantise_by_scale(x, out, scale)
 
 
+def quantise_static(**given: Any) -> None:
+    """By a scale of the checkpoint's. Interpreted, a program for every token is slow."""
+    x, out, scale, repeated = (given[f"y_{name}ptr"] for name in ("", "q_", "s_", "s_repeat_"))
+    assert scale.dtype == torch.float32
+    out.copy_(_to_fp8(x, scale).view(out.dtype))
+    if given["REPEAT_SCALE"]:
+        repeated.fill_(scale.item())
+
+
 def _by_blocks(x: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
     """float32 x * scales, each scale for `rows` by `columns` elements."""
     spread = scales.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
@@ -159,6 +168,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {"sgl_kernel::fp8_scaled_mm": scaled_
 TRITON: dict[str, Callable[..., Any]] = {
     "fused_moe_kernel": fused_moe,
     "_w8a8_block_fp8_matmul": block_fp8_matmul,
+    "_static_quant_fp8": quantise_static,
 }
 ONLY_ON_GPU: dict[str, Callable[..., Any]] = {"aten::_scaled_mm": torch_scaled_mm}
 """As the registries of kernels.py, which they become a part of."""

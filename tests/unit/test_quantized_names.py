@@ -448,6 +448,10 @@ def test_of_another_method_only_the_modules_are_known() -> None:
         ({**AWQ_CONFIG, "zero_point": False}, "zero_point .* must be True"),
         ({**AWQ_CONFIG, "group_size": -1}, "group_size .* must be 32 or 64 or 128 for awq"),
         ({**GPTQ_CONFIG, "sym": False}, "sym .* must be True for gptq"),
+        (
+            _compressed("pack-quantized", {**_INT4, "symmetric": False}, None),
+            "symmetric in quantization_config must be true .* got false",
+        ),
         ({**GPTQ_CONFIG, "group_size": 256}, "group_size .* must be -1 or 32 or 64 or 128"),
     ],
 )

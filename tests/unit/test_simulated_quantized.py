@@ -71,7 +71,8 @@ assert torch.equal(gptq_marlin_repack(by_rows, order, K, N, 4), sorted_rows)
 from sglang.kernels.ops.gemm import fp8_scaled_mm
 from sglang.kernels.ops.gemm.fp8_kernel import w8a8_block_fp8_matmul_triton
 from sglang.kernels.ops.quantization.fp8_kernel import (
-    scaled_fp8_quant, sglang_per_token_group_quant_fp8, sglang_per_token_quant_fp8)
+    scaled_fp8_quant, sglang_per_token_group_quant_fp8, sglang_per_token_quant_fp8,
+    static_quant_fp8)
 
 rows = weight.T.contiguous()
 a, a_scale = sglang_per_token_group_quant_fp8(tokens, 128)
@@ -90,6 +91,9 @@ dynamic, scale = scaled_fp8_quant(tokens)
 near(dynamic.float() * scale, tokens)
 static, same = scaled_fp8_quant(tokens, scale)
 assert torch.equal(static.view(torch.uint8), dynamic.view(torch.uint8)) and same is scale
+static, repeated = static_quant_fp8(tokens, scale, repeat_scale=True)
+assert torch.equal(static.view(torch.uint8), dynamic.view(torch.uint8))
+assert (repeated == scale).all() and repeated.shape == (33, 1)
 """
 
 
