@@ -105,27 +105,13 @@ def awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 def gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Four bits around 8, eight inputs to a word; zeros are stored less one."""
-    out, width = weight.shape
-    levels, scale, meant = _around_half(weight)
-    stored = {
-        "qweight": _packed(levels, IN_ORDER).T.contiguous(),
-        "qzeros": _packed(torch.full((width // GROUP, out), 7.0), IN_ORDER),
-        "scales": scale.T.contiguous(),
-        "g_idx": torch.arange(width, dtype=torch.int32) // GROUP,
-    }
-    return stored, meant
+    return _gptq(weight, torch.arange(weight.shape[1]))
 
 
 def gptq_ordered(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The same with groups of inputs that do not lie together, as of all layers of one input."""
+    """The same with groups of inputs that do not lie together, alike in all layers of one width."""
     width = weight.shape[1]
-    order = torch.randperm(width, generator=torch.Generator().manual_seed(width))
-    back = order.argsort()
-    stored, meant = gptq(weight[:, order])
-    levels = _around_half(weight[:, order])[0]
-    stored["qweight"] = _packed(levels[:, back], IN_ORDER).T.contiguous()
-    stored["g_idx"] = stored["g_idx"][back]
-    return stored, meant[:, back]
+    return _gptq(weight, torch.randperm(width, generator=torch.Generator().manual_seed(width)))
 
 
 def packed(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -190,6 +176,20 @@ def _around_half(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     levels = (groups / scale[..., None] + 8).round().clamp(0, 15)
     meant = (levels - 8) * scale[..., None].float()
     return levels.view(weight.shape), scale, meant.view(weight.shape)
+
+
+def _gptq(weight: Tensor, order: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """order: of the inputs where each group's lie together."""
+    out, width = weight.shape
+    levels, scale, meant = _around_half(weight[:, order])
+    back = order.argsort()
+    stored = {
+        "qweight": _packed(levels[:, back], IN_ORDER).T.contiguous(),
+        "qzeros": _packed(torch.full((width // GROUP, out), 7.0), IN_ORDER),
+        "scales": scale.T.contiguous(),
+        "g_idx": (back // GROUP).int(),
+    }
+    return stored, meant[:, back]
 
 
 def _packed(levels: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -35,11 +35,15 @@ SHAPE: dict[str, Any] = {
     "rotary_dim": 64,
     "moe_intermediate_size": 256,
     "moe_shared_expert_intermediate_size": 256,
+    # Every token to every expert: rounding would send some to others, and their neighbours astray.
+    "num_experts_per_tok": 8,
+    "topk_group": 4,
     "torch_dtype": "bfloat16",
 }
+# Four rows at most: more is only measured, which a simulated GPU does for minutes.
 FLAGS = (
-    *("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "4"),
-    *("--cuda-graph-max-bs-decode", "4", "--skip-server-warmup"),
+    *("--dtype", "bfloat16", "--max-total-tokens", "4096", "--max-running-requests", "2"),
+    *("--chunked-prefill-size", "128", "--cuda-graph-max-bs-decode", "4", "--skip-server-warmup"),
 )
 PROMPT = list(range(64))
 ASKED = list(range(256))  # all bytes; the mask, the next id, has no probability
@@ -97,10 +101,9 @@ def log_probabilities(servers: ServerPool, path: Path, *flags: str) -> Tensor:
 
 
 def assert_correlated(found: Tensor, meant: Tensor, least: float) -> None:
-    """In the median: rounding sends one position or another to other experts."""
     pairs = torch.stack([found, meant], dim=1)
     correlations = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
-    assert correlations.median() >= least, correlations.sort().values
+    assert correlations.min() >= least, correlations.sort().values
 
 
 @pytest.mark.parametrize("name", QUANTISERS)
