@@ -55,9 +55,10 @@ FLASH_BYTES = 135e9
 # minutes; Triton's are compiled as they are met.
 NO_DEEP_GEMM = (("SGLANG_ENABLE_JIT_DEEPGEMM", "0"),)
 
-# Of log-probabilities over the vocabulary, computed with the reference: activations rounded to fp8
-# leave 0.993, and one kind of projection that is off by a factor of 2 at most 0.905.
-LEAST_CORRELATION = {"fp8": 0.97, "int4": 0.995}
+# Of log-probabilities over the vocabulary. Activations rounded to fp8 leave 0.992, weights of four
+# bits 0.9998; one kind of projection that is off by a factor of 2 at most 0.964, scales in a wrong
+# order 0.9946, as they differ little among random weights.
+LEAST_CORRELATION = {"fp8": 0.98, "int4": 0.999}
 
 
 @pytest.fixture(scope="module")
