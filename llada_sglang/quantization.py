@@ -153,7 +153,7 @@ def _fp8(given: Mapping[str, Any]) -> Scheme:
 def _awq(given: Mapping[str, Any]) -> Scheme:
     """Source: sglang.srt.layers.quantization.awq.AWQMarlinConfig."""
     _one_of(given, "bits", (4,))
-    _one_of(given, "group_size", _MARLIN_GROUPS[1:])  # it makes experts of -1 groups
+    _one_of(given, "group_size", _MARLIN_GROUPS[1:])  # -1 gives experts a negative size
     _one_of(given, "zero_point", (True,))
     listed = [str(part) for part in given.get("modules_to_not_convert") or ()]
 
