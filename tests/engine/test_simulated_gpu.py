@@ -134,7 +134,7 @@ def test_bfloat16_says_nearly_what_the_reference_says(
         ("rounds", "idles or plain and not steps"),
         ("graphs", "served and not measured_to_be_faster"),
         ("engine", "waits"),
-        ("quantized", "says and (blocks or awq)"),
+        ("quantized", "says and gptq and not order"),
     ],
 )
 def test_the_tests_for_a_gpu_pass(
