@@ -120,7 +120,7 @@ def test_weights_quantised_while_they_are_loaded_say_nearly_the_same(
 ) -> None:
     path = write_llada2(tmp_path, **SHAPE)
     told = [log_probabilities(servers, path, *f) for f in (("--quantization", "fp8"), ())]
-    assert_correlated(*told, least=LEAST_CORRELATION["fp8"])
+    assert_correlated(*told, least=0.97)  # rounded weights alone leave 0.990
 
 
 @pytest.mark.skipif(
