@@ -234,15 +234,15 @@ def _check_expert_shares(config: Any, model: Mapping[str, Any], stored: Mapping[
     method = str(stored.get("quant_method", "")).lower()
     if method not in ("awq", "gptq"):
         return
-    shares = config.tp_size // config.ep_size
-    if method == "gptq" and shares > 1:
+    shares, group = config.tp_size // config.ep_size, stored.get("group_size")
+    if method == "gptq" and shares > 1 and group != -1:
         raise LaunchConfigError(
             f"--tp-size must be 1 for experts quantised as 'gptq', got {config.tp_size}: SGLang "
             f"gives a rank scales of other groups than its weights. Use one GPU, or an AWQ or fp8 "
             f"checkpoint."
         )
     hidden, width = model["hidden_size"], model["moe_intermediate_size"] // shares
-    if width == stored.get("group_size") != hidden:
+    if width == group != hidden:
         raise LaunchConfigError(
             f"--tp-size {config.tp_size} leaves a rank {width} of each expert's "
             f"{model['moe_intermediate_size']} neurons, one group of the quantisation: SGLang then "

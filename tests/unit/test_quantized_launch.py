@@ -70,6 +70,7 @@ def test_a_cpu_refuses_quantised_weights_by_method(
         (AWQ, {"tp_size": 4}, None),
         (AWQ, {"tp_size": 8, "ep_size": 8}, None),
         ({**AWQ, "group_size": 64}, {"tp_size": 8}, None),
+        ({**GPTQ, "group_size": -1}, {"tp_size": 2}, None),
         (GPTQ, {"tp_size": 2}, "--tp-size must be 1 for experts quantised as 'gptq', got 2"),
         (GPTQ, {"tp_size": 2, "ep_size": 2}, None),
         (GPTQ, {}, None),
