@@ -24,6 +24,9 @@ head's weights again, to which a thousand positions' arithmetic is long in compa
 DRIVER_BYTES = 8 << 20
 """What the driver keeps of one graph outside of torch's memory, as the host reckons."""
 
+ROUNDING = 16 << 20
+"""What rounded sizes and small tensors add to a workspace."""
+
 MEMORY_SHARE = 0.5
 """Part of the memory left beside weights and KV that graphs may take; eager forwards, which carry
 long prompts, need the rest."""
@@ -76,14 +79,16 @@ class GraphOptions:
 class ForwardShape:
     """What the memory of a forward depends on, of one rank.
 
-    block: tokens per row. hidden, vocab_shard: columns. body_bytes: per token, of the largest
-    activations alive at once. element, logit: bytes of an element of the body and of a logit.
+    block: tokens per row. hidden, vocab_shard: columns. main, beside: bytes per token of the
+    largest activations alive at once, on the forward's stream and on the one beside it, which has
+    memory of its own. element, logit: bytes of an element of the body and of a logit.
     """
 
     block: int
     hidden: int
     vocab_shard: int
-    body_bytes: int
+    main: int
+    beside: int
     element: int
     logit: int
 
@@ -95,33 +100,59 @@ class ForwardShape:
         hidden = config.hidden_size
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
+        # The host's layers run routed experts beside shared ones, under block routing the reverse.
+        shared_beside = getattr(config, "expert_capacity", None) is not None
         attention = 2 * (heads + 2 * max(kv_heads, tp_size)) * head_dim // tp_size
         # Gate and up, their product, and the output of every chosen expert before it is summed.
         experts = config.num_experts_per_tok * (
             3 * config.moe_intermediate_size // tp_size + hidden
         )
+        width = getattr(config, "moe_shared_expert_intermediate_size", config.moe_intermediate_size)
+        shared = 3 * width // tp_size + hidden
         dense = 3 * config.intermediate_size // tp_size
-        # Input, residual, normed input and the shared expert's output stay beside them.
-        elements = 4 * hidden + max(attention, experts, dense)
+        one, other = (experts, shared) if shared_beside else (shared, experts)
+        # Input, residual, normed input and its copy stay beside them.
+        main = 4 * hidden + max(attention, dense, one)
         router = 3 * 4 * config.num_experts
-        return cls(block, hidden, vocab_shard, elements * element + router, element, logit)
+        return cls(
+            block=block,
+            hidden=hidden,
+            vocab_shard=vocab_shard,
+            main=main * element + router,
+            beside=other * element,
+            element=element,
+            logit=logit,
+        )
 
-    def body(self, rows: int) -> int:
-        """Bytes of the graphs of up to `rows` rows, which share their memory, and their buffers."""
-        inputs = 3 * 8 + self.hidden * self.element
-        return rows * self.block * (inputs + self.body_bytes)
+    def buffers(self, rows: int) -> int:
+        """Bytes that graphs of up to `rows` rows read from and write to."""
+        return rows * self.block * (3 * 8 + self.hidden * self.element)
 
-    def head(self, positions: int) -> int:
-        """Bytes of the head's graphs of up to `positions` positions."""
-        return positions * (self.vocab_shard * self.logit + self.hidden * self.element)
+    def workspace(self, rows: int, positions: int, attention: int = 0) -> int:
+        """Bytes of the stretch of memory that forwards and the head after them take in turns.
+
+        rows, positions: of the largest graphs. attention: bytes it takes while it computes.
+        """
+        body = rows * self.block * self.main
+        head = positions * (self.vocab_shard * self.logit + self.hidden * self.element)
+        return max(body, head, attention) + ROUNDING
+
+    def total(self, rows: int, positions: int, attention: int = 0) -> int:
+        """Bytes of graphs of up to so many rows and positions, but for the driver's."""
+        beside = rows * self.block * self.beside
+        return self.buffers(rows) + self.workspace(rows, positions, attention) + beside
 
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """rows, positions: sizes of the graphs of body and head, ascending. nbytes: planned."""
+    """rows, positions: sizes of the graphs of body and head, ascending.
+
+    workspace: bytes to take in one piece before the first of them. nbytes: planned, of everything.
+    """
 
     rows: tuple[int, ...]
     positions: tuple[int, ...]
+    workspace: int
     nbytes: int
 
 
@@ -164,10 +195,10 @@ def plan_graphs(
         rows = row_sizes(min(row_budget, options.most or row_budget))
     while rows:
         positions = position_sizes(rows[-1], shape)
-        nbytes = shape.body(rows[-1]) + attention_bytes(rows[-1]) + shape.head(positions[-1])
-        nbytes += DRIVER_BYTES * (len(rows) + len(positions))
+        largest = rows[-1], positions[-1], attention_bytes(rows[-1])
+        nbytes = shape.total(*largest) + DRIVER_BYTES * (len(rows) + len(positions))
         if nbytes <= MEMORY_SHARE * free_bytes:
-            return GraphPlan(rows, positions, nbytes)
+            return GraphPlan(rows, positions, shape.workspace(*largest), nbytes)
         rows = rows[:-1]
     return None
 

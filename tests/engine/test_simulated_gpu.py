@@ -6,6 +6,7 @@ copies, events, the libraries' checks of what their kernels are given.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,11 +19,19 @@ import pytest
 import simulated_gpu
 from oracle import Oracle, alive_and_exact
 from policy_cases import EDITING, LEVENSHTEIN, UNMASKING, reference
+from quantizers import FP8_BLOCKS
 from servers import Server, ServerPool, ServerSpec
 from tokenizers import Tokenizer
 
 from llada_sglang.nano import tasks
 from llada_sglang.nano.chat import render_prompt
+from llada_sglang.roofline import gpus
+from llada_sglang.roofline.cost import Setup
+from llada_sglang.roofline.shape import BUILT_IN, Shape
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are in no package
+
+from benchmarks.gpu import shapes
 
 pytestmark = pytest.mark.skipif(
     simulated_gpu.why_not() is not None, reason=str(simulated_gpu.why_not())
@@ -31,6 +40,7 @@ pytestmark = pytest.mark.skipif(
 REPOSITORY = Path(__file__).resolve().parents[2]
 GPU_TESTS = REPOSITORY / "tests" / "gpu"
 FLAGS = ("--max-total-tokens", "8192", "--max-running-requests", "8")
+NO_DEEP_GEMM = {"SGLANG_ENABLE_JIT_DEEPGEMM": "0"}  # compiled for 10 to 20 minutes at a start
 GRAPHS = ("--cuda-graph-max-bs-decode", "4")
 ANSWER = 40
 
@@ -152,6 +162,46 @@ def test_the_tests_for_a_gpu_pass(
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " skipped" not in done.stdout
+
+
+FITS = """
+import sys
+sys.path.insert(0, "tests/engine")
+from inprocess import InProcessEngine
+
+engine = InProcessEngine(sys.argv[1], "--load-format", "dummy", "--max-running-requests", "32")
+print("pool of", engine.scheduler.max_total_num_tokens)
+"""
+
+
+def test_fp8_flash_fits_one_gpu_with_graphs_and_a_pool_for_32_requests(
+    servers: ServerPool, tmp_path: Path
+) -> None:
+    """With no flag of ours, on 140 GiB: 4K in and 1.5K out each. The allocator is torch's."""
+    servers.close()
+    quantised = {**FP8_BLOCKS, "modules_to_not_convert": ["lm_head"]}
+    model = shapes.write("flash", tmp_path / "flash")
+    config = {**shapes.FLASH, "quantization_config": quantised}
+    (model / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", FITS, str(model)],
+        cwd=REPOSITORY,
+        env={**os.environ, **simulated_gpu.environment(tmp_path, gib=140), **NO_DEEP_GEMM},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told[-4000:]
+    (weights,) = re.findall(r"quant=fp8.*mem usage=([\d.]+) GB", told)
+    counted = Setup(Shape.of(BUILT_IN["flash"]), gpus.find("h200"), dtype="fp8").memory(rows=1)
+    assert float(weights) * 2**30 == pytest.approx(counted.weight_bytes, rel=0.005)
+    (taken, planned) = re.findall(r"up to 1536: ([\d.]+) GiB \(planned ([\d.]+)\)", told)[0]
+    # The driver's part of the plan is not taken here.
+    assert 0.75 * float(planned) <= float(taken) <= float(planned)
+    (pool,) = re.findall(r"pool of (\d+)", told)
+    assert int(pool) >= 32 * (4096 + 1536 + 32)
 
 
 def test_the_benchmark_of_a_gpu_measures_both_engines(

@@ -7,6 +7,9 @@ the process' own. Kernels do nothing when they are launched; what they compute i
 on the same memory (device.py, kernels.py), Triton's by its interpreter. Graphs repeat what ran
 while they were captured. Waiting for the device where nothing may, and tensors of two devices, are
 errors, as there. Not seen here: what kernels really compute, races, and time.
+
+With `gib` the device is that large, whatever the machine has. Nothing is computed then of tensors
+of a megabyte or more, whose pages are never touched: torch's allocator says what fits.
 """
 
 from __future__ import annotations
@@ -29,8 +32,11 @@ def why_not() -> str | None:
     return None
 
 
-def environment(directory: Path) -> dict[str, str]:
-    """Build the runtime in `directory`; the variables of a process that finds the GPU."""
+def environment(directory: Path, *, gib: int | None = None) -> dict[str, str]:
+    """Build the runtime in `directory`; the variables of a process that finds the GPU.
+
+    gib: memory of the device, which then computes next to nothing; 4.5 GiB where it computes.
+    """
     triton = importlib.util.find_spec("triton")
     assert triton is not None
     headers = Path(str(triton.origin)).parent / "backends" / "nvidia" / "include"
@@ -44,4 +50,5 @@ def environment(directory: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "TRITON_INTERPRET": "1",
         "TORCHDYNAMO_DISABLE": "1",
+        **({"SIMULATED_GPU_GIB": str(gib)} if gib else {}),
     }

@@ -9,6 +9,7 @@ and repeat them, so that what a capture baked in stays baked in.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from simulated_gpu.kernels import ONLY_ON_GPU, OPERATORS, Kernel
 
+LARGE = 1 << 20 if "SIMULATED_GPU_GIB" in os.environ else None
+"""Bytes of a tensor from which on nothing is computed, on a GPU larger than this machine."""
+COMPUTED = object()
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 
@@ -82,6 +86,8 @@ class Device(threading.local):
 
     def run(self, kernel: Kernel, args: Any, kwargs: Any) -> Any:
         """Compute with views on the host; results new to the device are copied there."""
+        if LARGE is not None and (found := self._shapes(kernel, args, kwargs)) is not COMPUTED:
+            return found
         flat, spec = tree_flatten((args, kwargs))
         sources: dict[int, Tensor] = {}
         for at, leaf in enumerate(flat):
@@ -114,6 +120,42 @@ class Device(threading.local):
         if self.graph is not None:
             self.graph.steps.append((kernel, flat, spec, kept))
         return result
+
+    def _shapes(self, kernel: Kernel, args: Any, kwargs: Any) -> Any:
+        """Memory for what comes of large tensors, with nothing in it; COMPUTED if all is small."""
+        flat, spec = tree_flatten((args, kwargs))
+        sources: dict[int, Tensor] = {}
+        size = 0
+        for at, leaf in enumerate(flat):
+            if isinstance(leaf, Tensor):
+                size = max(size, leaf.nbytes)
+                flat[at] = torch.empty_strided(
+                    leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta"
+                )
+                sources[id(flat[at])] = leaf
+            elif isinstance(leaf, torch.device):
+                flat[at] = torch.device("meta")
+            elif isinstance(leaf, torch.Generator):
+                flat[at] = None
+        if not isinstance(kernel, torch._ops.OpOverload):
+            return None if size > LARGE else COMPUTED
+        again, kwagain = tree_unflatten(flat, spec)
+        try:
+            found = kernel(*again, **kwagain)
+        except (NotImplementedError, RuntimeError):  # by its values alone
+            return COMPUTED
+        results = [leaf for leaf in tree_flatten(found)[0] if isinstance(leaf, Tensor)]
+        if max([size, *(leaf.nbytes for leaf in results)]) <= LARGE:
+            return COMPUTED
+
+        def back(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if id(leaf) in sources:
+                return sources[id(leaf)]
+            return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device=GPU)
+
+        return tree_map(back, found)
 
 
 DEVICE = Device()
@@ -178,7 +220,8 @@ class Simulation(TorchDispatchMode):
             return self._foreign(operator, name, args, kwargs)
         if name.startswith(("aten::_pin_memory", "aten::is_pinned")):
             return operator(*args, **kwargs)
-        return DEVICE.run(ONLY_ON_GPU.get(name, operator), args, kwargs)
+        kernel = operator if LARGE is not None else ONLY_ON_GPU.get(name, operator)
+        return DEVICE.run(kernel, args, kwargs)
 
     def _to_copy(self, source: Tensor, kwargs: Any) -> Tensor:
         kwargs = dict(kwargs)

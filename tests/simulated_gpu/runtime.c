@@ -19,7 +19,10 @@
 #define OK cudaSuccess
 
 enum { MAJOR = 9, MINOR = 0, PROCESSORS = 132, WARP = 32, SHARED = 232448 };
-static const size_t TOTAL = (size_t)9 << 29;
+static size_t total(void) {
+    const char *gib = getenv("SIMULATED_GPU_GIB"); /* a larger one, which computes little */
+    return gib ? (size_t)atoi(gib) << 30 : (size_t)9 << 29;
+}
 static const size_t PAGE = 4096;
 
 typedef struct Allocation {
@@ -40,7 +43,7 @@ static cudaError_t allocate(void **out, size_t size, int host) {
     *out = NULL;
     if (size == 0) return OK;
     pthread_mutex_lock(&lock);
-    int full = !host && taken + size > TOTAL;
+    int full = !host && taken + size > total();
     if (!full && !host) taken += size;
     pthread_mutex_unlock(&lock);
     if (full) return cudaErrorMemoryAllocation;
@@ -91,16 +94,16 @@ API cudaError_t cudaGetDevice(int *device) { return *device = 0, OK; }
 API cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : OK; }
 API cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, OK; }
 API cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, OK; }
-API cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *total = TOTAL;
-    *available = TOTAL - taken;
+API cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
+    *all = total();
+    *available = *all - taken;
     return OK;
 }
 
 API cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int device) {
     memset(out, 0, sizeof *out);
     strcpy(out->name, "simulated GPU");
-    out->totalGlobalMem = TOTAL;
+    out->totalGlobalMem = total();
     out->major = MAJOR;
     out->minor = MINOR;
     out->multiProcessorCount = PROCESSORS;

@@ -17,6 +17,7 @@ from llada_sglang.graphs.plan import (
     DRIVER_BYTES,
     LOGITS_BYTES,
     MEMORY_SHARE,
+    ROUNDING,
     ForwardShape,
     GraphOptions,
     GraphPlan,
@@ -77,17 +78,30 @@ def test_turns_cover_every_row_once_and_all_but_the_last_are_full(
     assert 0 < parts[-1] <= max(sizes)
 
 
-def test_activations_of_a_token_are_those_of_its_experts() -> None:
-    # Eight experts with gate and up, their product, and an output each; four hidden states beside;
-    # the router in float32.
-    assert mini().body_bytes == 2 * (8 * (3 * 512 + 2048) + 4 * 2048) + 12 * 256
-    assert mini(tp_size=4).body_bytes == 2 * (8 * (3 * 128 + 2048) + 4 * 2048) + 12 * 256
+def test_experts_of_a_token_are_beside_the_largest_layer() -> None:
+    # Eight experts with gate and up, their product, and an output each; a dense layer's three and
+    # four hidden states; the router in float32.
+    assert mini().beside == 2 * 8 * (3 * 512 + 2048)
+    assert mini().main == 2 * (3 * 5120 + 4 * 2048) + 12 * 256
+    assert mini(tp_size=4).beside == 2 * 8 * (3 * 128 + 2048)
+    assert mini(tp_size=4).main == 2 * (3 * 1280 + 4 * 2048) + 12 * 256
 
 
-def test_a_dense_layer_counts_where_it_is_the_largest() -> None:
-    config = SimpleNamespace(**{**vars(MINI), "intermediate_size": 1 << 20})
-    shape = ForwardShape.of(config, block=32, vocab_shard=512, element=2, logit=2, tp_size=2)
-    assert shape.body_bytes == 2 * (3 * (1 << 19) + 4 * 2048) + 12 * 256
+def test_under_block_routing_shared_experts_run_beside_the_others() -> None:
+    config = SimpleNamespace(
+        **vars(MINI), expert_capacity=48, moe_shared_expert_intermediate_size=1024
+    )
+    shape = ForwardShape.of(config, block=32, vocab_shard=512, element=2, logit=2, tp_size=1)
+    assert shape.beside == 2 * (3 * 1024 + 2048)
+    assert shape.main == 2 * (8 * (3 * 512 + 2048) + 4 * 2048) + 12 * 256
+
+
+def test_the_workspace_holds_the_largest_of_what_takes_turns_in_it() -> None:
+    shape, bodies = mini(), mini().main * 32
+    logits = 157184 * 2 + 2048 * 2
+    assert shape.workspace(256, 32) == 256 * bodies + ROUNDING
+    assert shape.workspace(256, 1536) == 1536 * logits + ROUNDING
+    assert shape.workspace(1, 32, 1 << 30) == (1 << 30) + ROUNDING
 
 
 @pytest.mark.parametrize("row_budget", [1, 4, 64, 256, 512])
@@ -125,10 +139,11 @@ def test_what_attention_takes_is_part_of_the_plan() -> None:
             attention_bytes=lambda rows: rows * attention,
         )
 
-    without, planned = plan(0, 64 * GIB), plan(1 << 20, 64 * GIB)
+    without, planned = plan(0, 64 * GIB), plan(1 << 24, 64 * GIB)
     assert without is not None
     assert planned is not None
-    assert planned.nbytes == without.nbytes + (64 << 20)
+    assert planned.workspace == (64 << 24) + ROUNDING
+    assert planned.nbytes - planned.workspace == without.nbytes - without.workspace
     tight = plan(1 << 26, 4 * GIB)
     assert tight is not None
     assert tight.rows[-1] < 64
@@ -138,11 +153,11 @@ def test_what_attention_takes_is_part_of_the_plan() -> None:
 def test_a_plan_fits_in_its_share_of_the_memory(free: int, row_budget: int) -> None:
     plan = plan_graphs(mini(), GraphOptions(), row_budget=row_budget, free_bytes=free)
     if plan is None:
-        least = mini().body(1) + mini().head(32) + 2 * DRIVER_BYTES
+        least = mini().total(1, 32) + 2 * DRIVER_BYTES
         assert least > MEMORY_SHARE * free
         return
     assert plan.nbytes <= MEMORY_SHARE * free
-    used = mini().body(plan.rows[-1]) + mini().head(plan.positions[-1])
+    used = mini().total(plan.rows[-1], plan.positions[-1])
     assert plan.nbytes == used + DRIVER_BYTES * (len(plan.rows) + len(plan.positions))
 
 
