@@ -9,7 +9,7 @@ while they were captured. Waiting for the device where nothing may, and tensors 
 errors, as there. Not seen here: what kernels really compute, races, and time.
 
 With `gib` the device is that large, whatever the machine has. Nothing is computed then of tensors
-of a megabyte or more, whose pages are never touched: torch's allocator says what fits.
+of 16 KiB or more, whose pages are never touched: torch's allocator says what fits.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from simulated_gpu.kernels import ONLY_ON_GPU, OPERATORS, Kernel
 
-LARGE = 1 << 20 if "SIMULATED_GPU_GIB" in os.environ else None
+LARGE = 1 << 14 if "SIMULATED_GPU_GIB" in os.environ else None
 """Bytes of a tensor from which on nothing is computed, on a GPU larger than this machine."""
 COMPUTED = object()
 GPU = torch.device("cuda", 0)
