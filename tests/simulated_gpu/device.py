@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from simulated_gpu.kernels import ONLY_ON_GPU, OPERATORS, Kernel
+from simulated_gpu.kernels import ON_HOST, ONLY_ON_GPU, OPERATORS, Kernel
 
 LARGE = 1 << 14 if "SIMULATED_GPU_GIB" in os.environ else None
 """Bytes of a tensor from which on nothing is computed, on a GPU larger than this machine."""
@@ -138,7 +138,7 @@ class Device(threading.local):
             elif isinstance(leaf, torch.Generator):
                 flat[at] = None
         if not isinstance(kernel, torch._ops.OpOverload):
-            return None if size > LARGE else COMPUTED
+            return None if size > LARGE and kernel not in ON_HOST else COMPUTED
         again, kwagain = tree_unflatten(flat, spec)
         try:
             found = kernel(*again, **kwagain)

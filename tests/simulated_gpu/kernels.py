@@ -40,5 +40,8 @@ TRITON: dict[str, Kernel] = {
 }
 """By name, with the kernel's arguments by theirs; others are interpreted."""
 
+ON_HOST: tuple[Kernel, ...] = (attention.plan,)
+"""Of these what the host computes itself, however large the tensors are that it is given."""
+
 ONLY_ON_GPU: dict[str, Kernel] = {**attention.ONLY_ON_GPU, **quantized.ONLY_ON_GPU}
 """Torch's own operators without a CPU kernel."""
