@@ -7,9 +7,7 @@ copies, events, the libraries' checks of what their kernels are given.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,16 +150,10 @@ def test_the_tests_for_a_gpu_pass(
 ) -> None:
     servers.close()  # an idle scheduler keeps a core busy
     module = str(GPU_TESTS / f"test_{name}_cuda.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", module, "-k", chosen],
-        env={**os.environ, **gpu},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    told = simulated_gpu.run(
+        gpu, "-m", "pytest", "-q", "-p", "no:cacheprovider", module, "-k", chosen
     )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " skipped" not in done.stdout
+    assert " skipped" not in told
 
 
 FITS = """
@@ -183,17 +175,13 @@ def test_fp8_flash_fits_one_gpu_with_graphs_and_a_pool_for_32_requests(
     model = shapes.write("flash", tmp_path / "flash")
     config = {**shapes.FLASH, "quantization_config": quantised}
     (model / "config.json").write_text(json.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-c", FITS, str(model)],
+    told = simulated_gpu.run(
+        {**simulated_gpu.environment(tmp_path, gib=140), **NO_DEEP_GEMM},
+        "-c",
+        FITS,
+        str(model),
         cwd=REPOSITORY,
-        env={**os.environ, **simulated_gpu.environment(tmp_path, gib=140), **NO_DEEP_GEMM},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
     )
-    told = done.stdout + done.stderr
-    assert done.returncode == 0, told[-4000:]
     (weights,) = re.findall(r"quant=fp8.*mem usage=([\d.]+) GB", told)
     counted = Setup(Shape.of(BUILT_IN["flash"]), gpus.find("h200"), dtype="fp8").memory(rows=1)
     assert float(weights) * 2**30 == pytest.approx(counted.weight_bytes, rel=0.005)
@@ -212,17 +200,8 @@ def test_the_benchmark_of_a_gpu_measures_both_engines(
     sections = [f"steps-{engine}" for engine in ("llada_sglang", "stock")]
     trial = ["--shape", "tiny", "--again", "--only", ",".join(sections)]
     small = f"--flags={' '.join(GRAPHS)} --chunked-prefill-size 128"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *trial, small],
-        cwd=REPOSITORY,
-        env={**os.environ, **gpu},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    told = simulated_gpu.run(gpu, "-m", "benchmarks.gpu", *trial, small, cwd=REPOSITORY)
     for rows in ("1 row", "2 rows"):
-        (line,) = re.findall(rf"^\| step, {rows}, ms .*", done.stdout, re.MULTILINE)
+        (line,) = re.findall(rf"^\| step, {rows}, ms .*", told, re.MULTILINE)
         times = [float(column.split()[0]) for column in line.split("|")[2:4]]
         assert min(times) > 0

@@ -18,6 +18,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,22 @@ def why_not() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "no Triton, and no header of CUDA's types"
     return None
+
+
+def run(given: dict[str, str], *arguments: str, cwd: Path | None = None) -> str:
+    """Run Python with the variables of `environment`, to its end; what it said."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **given},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 def environment(directory: Path, *, gib: int | None = None) -> dict[str, str]:

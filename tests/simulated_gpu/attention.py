@@ -67,6 +67,22 @@ def plan(
     return [segments]
 
 
+def _attend_base_2(
+    mine: slice,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    out: Tensor,
+    lse: Tensor | None,
+) -> None:
+    """FlashInfer's log-sum-exp is to base 2."""
+    made, sums = _attended(q[mine], keys, values, scaling)
+    out[mine] = made.to(out.dtype)
+    if lse is not None:
+        lse[mine] = sums.T / math.log(2)
+
+
 def paged_run(
     float_workspace: Tensor,
     int_workspace: Tensor,
@@ -86,7 +102,7 @@ def paged_run(
     pdl: bool,
     *rest: Any,
 ) -> None:
-    """FlashInfer's prefill over pages; its log-sum-exp is to base 2."""
+    """FlashInfer's prefill over pages."""
     (segments,) = plan_info
     assert (mask_mode, layout, window_left) == (0, 0, -1)
     scaling, page = rest[9], k.shape[1]
@@ -99,10 +115,7 @@ def paged_run(
         length = planned if held else 0
         own = pages[first_page:end_page].long()
         keys, values = (cache[own].flatten(0, 1)[:length].float() for cache in (k, v))
-        made, sums = _attended(q[first:end], keys, values, scaling)
-        out[first:end] = made.to(out.dtype)
-        if lse is not None:
-            lse[first:end] = sums.T / math.log(2)
+        _attend_base_2(slice(first, end), q, keys, values, scaling, out, lse)
 
 
 def ragged_run(
@@ -129,10 +142,8 @@ def ragged_run(
     for segment in range(segments):
         first, end = starts[segment : segment + 2].tolist()
         own = slice(*key_starts[segment : segment + 2].tolist())
-        made, sums = _attended(q[first:end], k[own].float(), v[own].float(), scaling)
-        out[first:end] = made.to(out.dtype)
-        if lse is not None:
-            lse[first:end] = sums.T / math.log(2)
+        keys, values = (cache[own].float() for cache in (k, v))
+        _attend_base_2(slice(first, end), q, keys, values, scaling, out, lse)
 
 
 def attend_slots(

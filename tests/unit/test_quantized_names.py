@@ -16,6 +16,7 @@ from typing import Any
 import host_worker
 import pytest
 import torch
+from quantizers import compressed
 from torch import Tensor
 
 from llada_sglang.errors import CheckpointError
@@ -102,16 +103,6 @@ def _packed_tensors(out: int, width: int) -> dict[str, Tensor]:
     }
 
 
-def _compressed(form: str, weights: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": form,
-        "ignore": ["lm_head"],
-        "config_groups": {"group_0": group},
-    }
-
-
 _FP8_WEIGHT = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
 _FP8_TOKEN = {**_FP8_WEIGHT, "strategy": "token", "dynamic": True}
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP, "symmetric": True}
@@ -185,12 +176,12 @@ CASES = {
         -1,
     ),
     "compressed fp8 per channel": Case(
-        _compressed("float-quantized", {**_FP8_WEIGHT, "strategy": "channel"}, _FP8_TOKEN),
+        compressed("float-quantized", {**_FP8_WEIGHT, "strategy": "channel"}, _FP8_TOKEN),
         COMPRESSED,
         _fp8("weight_scale", lambda out, _: (out, 1)),
     ),
     "compressed fp8 in blocks": Case(
-        _compressed(
+        compressed(
             "float-quantized",
             {**_FP8_WEIGHT, "strategy": "block", "block_structure": [128, 128]},
             {**_FP8_TOKEN, "strategy": "group", "group_size": 128},
@@ -199,7 +190,7 @@ CASES = {
         _fp8("weight_scale", _blocks),
     ),
     "compressed fp8 per tensor, static": Case(
-        _compressed(
+        compressed(
             "float-quantized",
             {**_FP8_WEIGHT, "strategy": "tensor"},
             {**_FP8_WEIGHT, "strategy": "tensor"},
@@ -208,11 +199,11 @@ CASES = {
         _fp8("weight_scale", _scalar, static=True),
     ),
     "compressed int4": Case(
-        _compressed("pack-quantized", _INT4, None), COMPRESSED, _packed_tensors, turned=True
+        compressed("pack-quantized", _INT4, None), COMPRESSED, _packed_tensors, turned=True
     ),
     "compressed int4, dense layer kept": Case(
         {
-            **_compressed("pack-quantized", _INT4, None),
+            **compressed("pack-quantized", _INT4, None),
             "ignore": ["lm_head", "re:.*layers.0.mlp.*"],
         },
         COMPRESSED,
@@ -449,7 +440,7 @@ def test_of_another_method_only_the_modules_are_known() -> None:
         ({**AWQ_CONFIG, "group_size": -1}, "group_size .* must be 32 or 64 or 128 for awq"),
         ({**GPTQ_CONFIG, "sym": False}, "sym .* must be True for gptq"),
         (
-            _compressed("pack-quantized", {**_INT4, "symmetric": False}, None),
+            compressed("pack-quantized", {**_INT4, "symmetric": False}, None),
             "symmetric in quantization_config must be true .* got false",
         ),
         ({**GPTQ_CONFIG, "group_size": 256}, "group_size .* must be -1 or 32 or 64 or 128"),
